@@ -1,0 +1,1 @@
+"""kgrank: knowledge-graph-augmented recommendations for shops."""

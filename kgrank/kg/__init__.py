@@ -1,0 +1,1 @@
+"""What is known: tables in, one typed graph, and the paths through it."""

@@ -1,0 +1,1 @@
+"""What people touch: bundles, recommendations, reasons, reports, the command line."""

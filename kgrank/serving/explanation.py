@@ -1,0 +1,64 @@
+"""Why this product: a score taken apart, down to the graph paths that carried it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PathNode:
+    """A node of a path. `type` is "user", "item" or an entity's type (an attribute's name)."""
+
+    id: str
+    type: str
+    name: str
+
+
+@dataclass(frozen=True)
+class PathEdge:
+    """An edge of the graph as it is stored: its direction may run against the path's."""
+
+    relation: str
+    head: str
+    tail: str
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way from the user to the product, and the part of the score that it carried."""
+
+    nodes: tuple[PathNode, ...]
+    edges: tuple[PathEdge, ...]
+    contribution: float
+
+
+@dataclass(frozen=True)
+class EventShare:
+    """What one event of the user's history brought to the score, over all channels."""
+
+    item_id: str
+    event: str
+    contribution: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One score taken apart: bias + sum(contributions.values()) = score.
+
+    Attributes:
+        contributions: what each channel brought.
+        events: what each event of the history brought, largest first.
+        paths: the few strongest and different paths; empty when no path carried anything.
+        rules: names of the business rules that touched the product.
+        text: the reason in words.
+    """
+
+    user_id: str
+    item_id: str
+    score: float
+    bias: float
+    contributions: dict[str, float]
+    events: tuple[EventShare, ...]
+    paths: tuple[Path, ...]
+    rules: tuple[str, ...]
+    text: str
