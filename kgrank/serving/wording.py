@@ -1,0 +1,361 @@
+"""A reason in words: one to three sentences from templates, in English or Chinese.
+
+The sentences say no more than the arithmetic does. Where popularity carries most of a score, the
+first sentence says so.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kgrank.errors import ConfigError
+from kgrank.serving.explanation import EventShare, Path
+
+# A channel below this part of everything that speaks for the product is not worth a clause.
+MAIN_CHANNEL_SHARE = 0.2
+# A second product is named only when it brought at least this part of what the first one did.
+SECOND_ITEM_SHARE = 1 / 3
+MAX_NAME_LENGTH = 60
+
+# The preposition a relation takes, by the last word of its name.
+PREPOSITIONS = {
+    **dict.fromkeys(("author", "brand", "maker", "manufacturer", "publisher", "seller"), "from"),
+    **dict.fromkeys(("aisle", "category", "department", "genre", "subcategory"), "in"),
+}
+
+
+@dataclass(frozen=True)
+class _Language:
+    """The templates of one language. `{x}` stands for a product, `{these}` for the history."""
+
+    events: Mapping[str, str]
+    unknown_event: str
+    channels: Mapping[str, str]
+    unknown_channel: str
+    relations: Mapping[str, str]
+    quoted: str
+    times: Mapping[int, str]
+    many_times: str
+    and_event: str
+    history: str
+    and_name: str
+    and_clause: str
+    these: str
+    any_of: str
+    fact: Mapping[str, tuple[str, str]]  # by preposition: said of one product, of two
+    like: str
+    both: str
+    linked: str
+    through: str
+    somebody: str
+    from_history: str
+    mostly_popular: str
+    only_popular: str
+    no_reason: str
+    stop: str
+    gap: str
+
+
+_ENGLISH = _Language(
+    events={
+        "view": "viewed {x}",
+        "click": "clicked {x}",
+        "cart": "put {x} in the cart",
+        "purchase": "bought {x}",
+        "rating": "rated {x}",
+        "redeem": "redeemed a coupon for {x}",
+        "interaction": "chose {x}",
+    },
+    unknown_event="had an event '{kind}' on {x}",
+    channels={
+        "linear": "people who bought {these} also bought it",
+        "directed": "it is often bought next after {these}",
+        "text": "it is described in similar words",
+        "embedding": "it is described in similar words",
+        "graph": "it shares attributes with {these}",
+        "repeat": "you bought it before, about when you usually do",
+        "trend": "it has been popular in recent weeks",
+    },
+    unknown_channel="the channel '{channel}' speaks for it",
+    relations={},
+    quoted="“{x}”",
+    times={2: " (twice)"},
+    many_times=" ({n} times)",
+    and_event=" and ",
+    history="You {events}",
+    and_name=" and ",
+    and_clause=", and ",
+    these="these",
+    any_of="what you chose before",
+    fact={
+        "from": ("is from {relation} {name}", "are from {relation} {name}"),
+        "in": ("is in {relation} {name}", "are in {relation} {name}"),
+        "": ("has {relation} {name}", "have {relation} {name}"),
+    },
+    like="like {x}, it {facts}",
+    both="{history}; both {facts}",
+    linked="it is linked to {x} as “{relation}”",
+    through="it is linked to {x} through {names}",
+    somebody="another customer",
+    from_history="{x} from your history",
+    mostly_popular="This is mostly because it is popular right now; your own history says little",
+    only_popular="This is only because it is popular right now; "
+    "your own history does not speak for it",
+    no_reason="Neither your own history nor its popularity speaks for this product",
+    stop=".",
+    gap=" ",
+)
+
+_CHINESE = _Language(
+    events={
+        "view": "浏览过{x}",
+        "click": "点击过{x}",
+        "cart": "把{x}加入过购物车",
+        "purchase": "购买过{x}",
+        "rating": "评价过{x}",
+        "redeem": "用优惠券换购过{x}",
+        "interaction": "选择过{x}",
+    },
+    unknown_event="对{x}有过“{kind}”事件",
+    channels={
+        "linear": "购买{these}的人也购买它",
+        "directed": "人们常在{these}之后购买它",
+        "text": "它的描述用词相近",
+        "embedding": "它的描述用词相近",
+        "graph": "它与{these}有共同的属性",
+        "repeat": "您以前买过它，而且差不多到了您通常再买的时候",
+        "trend": "它近几周很受欢迎",
+    },
+    unknown_channel="通道“{channel}”支持它",
+    relations={
+        "aisle": "货架",
+        "author": "作者",
+        "brand": "品牌",
+        "category": "类别",
+        "color": "颜色",
+        "colour": "颜色",
+        "department": "部门",
+        "genre": "类型",
+        "maker": "制造商",
+        "manufacturer": "制造商",
+        "material": "材质",
+        "publisher": "出版社",
+        "seller": "卖家",
+        "subcategory": "子类别",
+    },
+    quoted="“{x}”",
+    times={2: "（两次）"},
+    many_times="（{n}次）",
+    and_event="，也",
+    history="您{events}",
+    and_name="和",
+    and_clause="；",
+    these="这些商品",
+    any_of="您选过的商品",
+    fact=dict.fromkeys(("from", "in", ""), ("{relation}（{name}）",) * 2),
+    like="它与{x}有相同的{facts}",
+    both="{history}；两者有相同的{facts}",
+    linked="它通过“{relation}”与{x}相连",
+    through="它经由{names}与{x}相连",
+    somebody="另一位顾客",
+    from_history="您历史记录中的{x}",
+    mostly_popular="推荐它主要是因为它最近很受欢迎；您自己的历史记录说明不了多少",
+    only_popular="推荐它只是因为它最近很受欢迎；您自己的历史记录并不支持它",
+    no_reason="您的历史记录和它的受欢迎程度都不支持这件商品",
+    stop="。",
+    gap="",
+)
+
+_LANGUAGES = {"en": _ENGLISH, "zh": _CHINESE}
+
+
+def describe(
+    *,
+    bias: float,
+    contributions: Mapping[str, float],
+    events: Sequence[EventShare],
+    paths: Sequence[Path],
+    item_names: Mapping[str, str],
+    language: str = "en",
+) -> str:
+    """Words a score's parts in one to three sentences.
+
+    Args:
+        bias: what the product gets from everybody, in the score's unit: its popularity.
+        contributions: what each channel brought, in the same unit.
+        events: what each event of the history brought.
+        paths: the graph paths that carried something.
+        item_names: names by item id; the id stands in for a missing or empty name.
+        language: "en" or "zh".
+
+    Raises:
+        ConfigError: the language is not known.
+    """
+    if language not in _LANGUAGES:
+        known = ", ".join(sorted(_LANGUAGES))
+        raise ConfigError(f"language: found {language!r}; allowed: {known}. Choose one of them.")
+    words = _LANGUAGES[language]
+    popularity = bias + contributions.get("trend", 0.0)
+    personal = sum(part for channel, part in contributions.items() if channel != "trend")
+    if personal <= 0:
+        return (words.only_popular if popularity > 0 else words.no_reason) + words.stop
+
+    spoke = [p for p in paths if p.contribution > 0 and len(p.nodes) > 2]
+    by_history = [p for p in spoke if p.nodes[1].type == "item"]
+    path = max(by_history, key=lambda path: path.contribution, default=None)
+    items = _main_items(events, path)
+    weak = popularity > personal
+    sentences = [words.mostly_popular] if weak else []
+    if items:
+        said = _event_clauses(events, items, item_names, words)
+        sentences.append(words.history.format(events=words.and_event.join(said)))
+    if path is not None and _shared(path) and items == [path.nodes[1].id]:
+        facts = _facts(path, paths, words, of_two=True)
+        sentences[-1] = words.both.format(history=sentences[-1], facts=facts)
+    elif path is not None:
+        sentences.append(_path_clause(path, paths, items, item_names, words))
+    if not weak:
+        these = words.these if len(items) > 1 else words.any_of
+        spoken = {"trend": popularity, **{c: x for c, x in contributions.items() if c != "trend"}}
+        clauses = _channel_clauses(spoken, these, words, graph_said=path is not None)
+        sentences += [words.and_clause.join(clauses)] if clauses else []
+    # Only the first letter: str.capitalize would lower the names.
+    return words.gap.join(s[:1].upper() + s[1:] + words.stop for s in sentences)
+
+
+def relation_words(relation: str) -> str:
+    """A relation's own name as words: "film.directed_by" reads "film directed by"."""
+    return " ".join(relation.replace("_", " ").replace(".", " ").split()) or relation
+
+
+def event_words(kind: str) -> str:
+    """What an event kind is called on an edge from a user: "purchase" reads "bought"."""
+    template = _ENGLISH.events.get(kind)
+    return relation_words(kind if template is None else template.format(x=""))
+
+
+def channel_words(channel: str) -> str:
+    """A channel's reason in plain English, as half a sentence."""
+    template = _ENGLISH.channels.get(channel, _ENGLISH.unknown_channel)
+    return template.format(these=_ENGLISH.these, channel=channel)
+
+
+def share(part: float, bias: float, contributions: Mapping[str, float]) -> float:
+    """`part` over everything that moved the score, up or down: |bias| + Σ |contribution|."""
+    moved = abs(bias) + sum(map(abs, contributions.values()))
+    return part / moved if moved > 0 else 0.0
+
+
+def percent(value: float) -> str:
+    """A share for people: "42%", "3.1%", "−0.4%", "<0.1%"."""
+    size = abs(value)
+    if 0 < size < 0.0005:
+        return "<0.1%"
+    sign = "−" if value < 0 else ""
+    return sign + (f"{size:.0%}" if size >= 0.0995 or size == 0 else f"{size:.1%}")
+
+
+def _name(item_id: str, item_names: Mapping[str, str], words: _Language) -> str:
+    name = item_names.get(item_id, "").strip() or item_id
+    if len(name) > MAX_NAME_LENGTH:
+        name = name[: MAX_NAME_LENGTH - 1].rstrip() + "…"
+    return words.quoted.format(x=name)
+
+
+def _main_items(events: Sequence[EventShare], path: Path | None) -> list[str]:
+    """One or two products of the history to name: the strongest, and the path's or the next."""
+    brought: defaultdict[str, float] = defaultdict(float)
+    for event in events:
+        brought[event.item_id] += event.contribution
+    ranked = sorted((i for i in brought if brought[i] > 0), key=lambda i: -brought[i])
+    if len(ranked) < 2:
+        return ranked
+    first, second = ranked[:2]
+    if path is not None and path.nodes[1].id in ranked[1:]:
+        return [first, path.nodes[1].id]
+    return [first, second] if brought[second] >= SECOND_ITEM_SHARE * brought[first] else [first]
+
+
+def _event_clauses(
+    events: Sequence[EventShare],
+    items: Sequence[str],
+    item_names: Mapping[str, str],
+    words: _Language,
+) -> list[str]:
+    """What was done with each product, by the event kind that brought most, and how often."""
+    done: defaultdict[str, list[str]] = defaultdict(list)
+    for item_id in items:
+        brought: defaultdict[str, float] = defaultdict(float)
+        own = [event for event in events if event.item_id == item_id]
+        for event in own:
+            brought[event.event] += event.contribution
+        kind = max(brought, key=lambda kind: brought[kind])
+        n = sum(event.event == kind for event in own)
+        times = "" if n == 1 else words.times.get(n, words.many_times.format(n=n))
+        done[kind].append(_name(item_id, item_names, words) + times)
+    return [
+        words.events.get(kind, words.unknown_event).format(x=words.and_name.join(names), kind=kind)
+        for kind, names in done.items()
+    ]
+
+
+def _shared(path: Path) -> bool:
+    """Whether the path is user → product → entity → product over one relation."""
+    if len(path.nodes) != 4 or path.nodes[2].type in ("user", "item"):
+        return False
+    return path.edges[1].relation == path.edges[2].relation
+
+
+def _facts(path: Path, paths: Sequence[Path], words: _Language, *, of_two: bool) -> str:
+    """What the path's product of the history shares with this one; at most two things."""
+    like = [p for p in paths if _shared(p) and p.contribution > 0 and p.nodes[1] == path.nodes[1]]
+    like.sort(key=lambda p: -p.contribution)
+    shared = list(dict.fromkeys((p.edges[1].relation, p.nodes[2].name) for p in like))[:2]
+    clauses = []
+    for relation, name in shared:
+        said = relation_words(relation)
+        template = words.fact[PREPOSITIONS.get(said.lower().rpartition(" ")[2], "")][of_two]
+        relation_said = words.relations.get(said.lower(), said)
+        clauses.append(template.format(relation=relation_said, name=name))
+    return words.and_name.join(clauses)
+
+
+def _path_clause(
+    path: Path,
+    paths: Sequence[Path],
+    items: Sequence[str],
+    item_names: Mapping[str, str],
+    words: _Language,
+) -> str:
+    """How the path's product of the history and this one hang together."""
+    known = path.nodes[1]
+    x = _name(known.id, {known.id: known.name, **item_names}, words)
+    if known.id not in items:
+        x = words.from_history.format(x=x)
+    if _shared(path):
+        return words.like.format(x=x, facts=_facts(path, paths, words, of_two=False))
+    if len(path.nodes) == 3:
+        return words.linked.format(x=x, relation=relation_words(path.edges[1].relation))
+    # Another user's name is nobody's business.
+    names = (
+        words.somebody if node.type == "user" else words.quoted.format(x=node.name)
+        for node in path.nodes[2:-1]
+    )
+    return words.through.format(x=x, names=words.and_name.join(names))
+
+
+def _channel_clauses(
+    spoken: Mapping[str, float], these: str, words: _Language, *, graph_said: bool
+) -> list[str]:
+    """The one or two channels that spoke most for the product, each as half a sentence."""
+    total = sum(part for part in spoken.values() if part > 0)
+    brought: defaultdict[str, float] = defaultdict(float)  # two channels may say the same
+    for channel, part in spoken.items():
+        template = words.channels.get(channel, words.unknown_channel)
+        brought[template.format(these=these, channel=channel)] += part
+    ranked = sorted((c for c in brought if brought[c] > 0), key=lambda c: -brought[c])
+    main = ranked[:1] + [c for c in ranked[1:] if brought[c] >= MAIN_CHANNEL_SHARE * total]
+    graph = words.channels["graph"].format(these=these)
+    return [clause for clause in main if not (clause == graph and graph_said)][:2]
