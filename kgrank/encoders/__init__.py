@@ -1,1 +1,5 @@
-"""What things say: text to vectors."""
+"""What things say: text to vectors.
+
+`tfidf` by words, `text` by a transformer with `cache` for what it read before, and `whitening` to
+make a transformer's cosines tell texts apart. `words` is how text is cut for the first.
+"""

