@@ -1,0 +1,114 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.tables import Tables
+
+# torch_geometric compiles with torch.jit when it is imported
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return KnowledgeGraph.from_tables(
+        Tables(
+            events=pd.DataFrame(
+                {
+                    "user_id": ["007", "007", "茶"],
+                    "item_id": ["a:b", "a:b", "saw"],
+                    "event": "likes",
+                    "timestamp": [10.0, 20.0, np.nan],
+                    "value": [np.nan, 4.0, np.nan],
+                }
+            ),
+            items=pd.DataFrame(
+                {
+                    "item_id": ["saw", "a:b"],
+                    "title": ["Hand Saw", ""],
+                    "description": "",
+                    "brand": ["Stanley", "Stanley|Acme"],
+                }
+            ),
+            users=pd.DataFrame({"user_id": ["茶"]}),
+            triples=pd.DataFrame(
+                [("茶", "likes", "saw", 0.5), ("saw", "goes_with", "a:b", 1.0)],
+                columns=["head", "relation", "tail", "weight"],
+            ),
+            entities=pd.DataFrame({"entity_id": ["Q1"], "name": ["Alone"], "type": ["place"]}),
+            queries=pd.DataFrame(),
+        )
+    )
+
+
+EDGES = [
+    (("user", "007"), "likes", ("item", "a:b"), 1.0, 10),
+    (("user", "007"), "likes", ("item", "a:b"), 4.0, 20),
+    (("user", "茶"), "likes", ("item", "saw"), 1.0, 0),
+    (("user", "茶"), "likes", ("item", "saw"), 0.5, 0),
+    (("item", "saw"), "brand", ("brand", "brand:Stanley"), 1.0, 0),
+    (("item", "a:b"), "brand", ("brand", "brand:Stanley"), 1.0, 0),
+    (("item", "a:b"), "brand", ("brand", "brand:Acme"), 1.0, 0),
+    (("item", "saw"), "goes_with", ("item", "a:b"), 1.0, 0),
+]
+
+
+def test_networkx_holds_every_node_and_edge(graph):
+    exported = graph.to_networkx()
+    assert exported.nodes["item", "saw"] == {"type": "item", "id": "saw", "name": "Hand Saw"}
+    assert exported.nodes["place", "Q1"]["name"] == "Alone"
+    assert exported.number_of_nodes() == len(graph.nodes) == 7
+    found = [
+        (head, data["relation"], tail, data["weight"], data["time"])
+        for head, tail, data in exported.edges(data=True)
+    ]
+    assert sorted(found) == sorted(EDGES)
+
+
+def test_an_edge_key_of_networkx_is_the_edge_number(graph):
+    for head, tail, number, data in graph.to_networkx().edges(keys=True, data=True):
+        edge = graph.edge(number)
+        assert (graph.node_number(*head), graph.node_number(*tail)) == (edge.head, edge.tail)
+        assert data == {"relation": edge.relation, "weight": edge.weight, "time": edge.time}
+
+
+def test_pyg_holds_every_node_and_edge(graph):
+    data = graph.to_pyg()
+    with pytest.warns(UserWarning, match="'place'} are isolated"):
+        assert data.validate()
+    assert data["user"].node_id == ["茶", "007"]
+    assert data["item"].node_id == ["saw", "a:b"]
+    assert data["item"].name == ["Hand Saw", "a:b"]
+    assert data["place"].num_nodes == 1
+    assert set(data.edge_types) == {
+        ("user", "likes", "item"),
+        ("item", "brand", "brand"),
+        ("item", "goes_with", "item"),
+    }
+    found = []
+    for head_type, relation, tail_type in data.edge_types:
+        store = data[head_type, relation, tail_type]
+        rows = zip(
+            *store.edge_index.tolist(),
+            store.edge_weight.tolist(),
+            store.edge_time.tolist(),
+            strict=True,
+        )
+        found += [
+            (
+                (head_type, data[head_type].node_id[head]),
+                relation,
+                (tail_type, data[tail_type].node_id[tail]),
+                weight,
+                time,
+            )
+            for head, tail, weight, time in rows
+        ]
+    assert sorted(found) == sorted(EDGES)
+
+
+def test_what_pyg_gets_is_its_own(graph):
+    before = graph.fingerprint()
+    data = graph.to_pyg()
+    data["user", "likes", "item"].edge_weight.zero_()
+    assert graph.fingerprint() == before
