@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kgrank.errors import ConfigError
 
 
 class Section(BaseModel):
@@ -12,3 +19,61 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
+        """The settings that TOML or JSON holds; what is not named has its default.
+
+        Types are not bent: `"5"` is no number, and 1 is not `true`.
+
+        Args:
+            values: what `tomllib` or `json` read, or `as_dict` gave.
+            where: where the values come from; messages begin with it.
+
+        Raises:
+            ConfigError: names or values are at fault; the message has a line for each of them.
+        """
+        try:
+            # As JSON, because strict checking takes a list for a tuple and text for a path there.
+            return cls.model_validate_json(json.dumps(values, default=str), strict=True)
+        except ValidationError as error:
+            lines = [f"{where}: {_fault(cls, one)}" for one in error.errors()]
+            raise ConfigError("\n".join(lines)) from None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values that JSON can hold: the inverse of `from_dict`."""
+        return self.model_dump(mode="json")
+
+
+def _fault(kind: type[Section], error: Any) -> str:
+    """One entry of `ValidationError.errors()` (a TypedDict) in the words of the TOML file."""
+    place = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return _unknown(kind, [str(part) for part in error["loc"]], error["input"])
+    if error["type"] == "value_error":  # our own validators say what was found and is allowed
+        return f"{place}: {error['ctx']['error']}. Correct it."
+    allowed = "a section" if error["type"] == "model_type" else str(error["msg"])
+    allowed = allowed.removeprefix("Input should be ")
+    return f"{place}: found {_shown(error['input'])}; allowed: {allowed}. Correct it."
+
+
+def _unknown(kind: type[Section], loc: list[str], value: object) -> str:
+    """The fault of a name that `kind`, or the section in it that `loc` leads to, does not know."""
+    *outer, name = loc
+    for part in outer:
+        inner = kind.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, Section)):
+            break
+        kind = inner
+    known = list(kind.model_fields)
+    near = difflib.get_close_matches(name, known, n=1)
+    mend = f"Is {near[0]!r} meant?" if near else "Remove it, or correct its name."
+    found = f"found {name!r} = {_shown(value)}"
+    if outer:
+        found += f" in [{'.'.join(outer)}]"
+    return f"{found}; allowed: {', '.join(known)}. {mend}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -1,0 +1,108 @@
+"""The one configuration: a kgrank.toml, composed of the sections that live beside their readers."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kgrank.encoders.text import TextSettings
+from kgrank.encoders.tfidf import TfidfSettings
+from kgrank.errors import ConfigError
+from kgrank.fusion.settings import FitSettings
+from kgrank.kg.building import GraphSettings
+from kgrank.kg.splits import SplitSettings
+from kgrank.kg.tables import TablesSettings
+from kgrank.settings import Section
+
+
+class Config(Section):
+    """Every setting of a model; a section that is left out has its defaults.
+
+    Attributes:
+        tables: where each table lies, relative to the kgrank.toml.
+        split: which part of time is valid and test, where the events do not say.
+        kg: which attributes become relations of the graph.
+        text: which text of a product is read, and by what encoder.
+        tfidf: how words become features.
+        fit: how the model is fitted.
+    """
+
+    tables: TablesSettings = TablesSettings()
+    split: SplitSettings = SplitSettings()
+    kg: GraphSettings = GraphSettings()
+    text: TextSettings = TextSettings()
+    tfidf: TfidfSettings = TfidfSettings()
+    fit: FitSettings = FitSettings()
+
+
+def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a kgrank.toml, with single settings set anew.
+
+    Args:
+        source: a kgrank.toml, or a folder that may hold one; None, or a folder without one, gives
+            the defaults.
+        overrides: `section.key=value` each, the value as TOML writes it. A value that is no TOML
+            and begins with no quote or bracket is text: `text.model=minilm`. The last one wins.
+
+    Raises:
+        ConfigError: there is no such file; it is no TOML; an override is not of this form; a
+            section, a key or a value is unknown or not allowed. The file has to be sound without
+            the overrides.
+    """
+    path = _toml(source)
+    values = {} if path is None else _read(path)
+    config = Config.from_dict(values, str(path))
+    if not overrides:
+        return config
+    for override in overrides:
+        section, key, value = _override(override)
+        values.setdefault(section, {})[key] = value
+    return Config.from_dict(values, "--set")
+
+
+def _toml(source: str | Path | None) -> Path | None:
+    """The file to read, if there is one."""
+    if source is None:
+        return None
+    path = Path(source)
+    if path.is_dir():
+        path /= "kgrank.toml"
+        return path if path.is_file() else None
+    if path.is_file() and path.suffix == ".toml":
+        return path
+    found = "a file of another kind" if path.exists() else "nothing of this name"
+    allowed = "a kgrank.toml, or a folder that may hold one"
+    raise ConfigError(f"{path}: found {found}; allowed: {allowed}. Correct the path.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+        return tomllib.loads(data.decode("utf-8"))
+    except OSError as error:
+        found, mend = error.strerror, "Make the file readable."
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        found, mend = f"bytes that are not UTF-8 (at line {line})", "Save the file as UTF-8."
+    except tomllib.TOMLDecodeError as error:
+        found, mend = str(error), "Correct the line."
+    raise ConfigError(f"{path}: found {found}; allowed: TOML in UTF-8. {mend}")
+
+
+def _override(text: str) -> tuple[str, str, Any]:
+    """Section, key and value of a `section.key=value`."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    section, dot, key = name.partition(".")
+    if not (equals and dot and section and key and value):
+        example = "such as fit.neighbors=50"
+        raise ConfigError(f"--set: found {text!r}; allowed: section.key=value, {example}.")
+    try:
+        parsed = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError as error:
+        if value[0] in "\"'[{":
+            mend = "Close what is open; a shell may need quotes around it all."
+            raise ConfigError(f"--set {text}: found {error}; allowed: TOML. {mend}") from None
+        return section, key, value
+    return section, key, parsed["value"] if len(parsed) == 1 else value

@@ -1,0 +1,99 @@
+"""Channels: ways in which a history speaks for an item, each linear in the history's events.
+
+A channel scores s(u, i) = Σ_h w(h) · v(h, i) / size(u): w is the decay of event h, v what one event
+on h's item says of item i, and size(u) the root mean square of the user's scores over all items,
+which puts channels and users on one scale. Every score splits exactly over the events that made it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+
+from kgrank.fusion.history import Decay
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class ItemItem:
+    """v(h, i) = B[h, i] with sparse weights B, (n_items × n_items) float32 CSR."""
+
+    weights: sp.csr_matrix
+
+    def scores(self, history: sp.csr_matrix) -> torch.Tensor:
+        """Σ_h w(h) · v(h, i), (n × n_items) float32."""
+        return torch.from_numpy((history @ self.weights).toarray())
+
+    def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
+        """v(h, target) of each item h, (n_events) float32."""
+        column = self.weights[items, np.full(len(items), target)]
+        return np.asarray(column, np.float32).ravel()
+
+
+@dataclass(frozen=True, eq=False)
+class SparseFeatures:
+    """v(h, i) = ⟨F[h], F[i]⟩: words or entities, (n_items × n_features) CSR, rows of length 1."""
+
+    values: sp.csr_matrix
+
+    def scores(self, history: sp.csr_matrix) -> torch.Tensor:
+        """Σ_h w(h) · v(h, i), (n × n_items) float32."""
+        return torch.from_numpy((history @ self.values @ self.values.T).toarray())
+
+    def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
+        """v(h, target) of each item h, (n_events) float32."""
+        products = (self.values[items] @ self.values[target].T).toarray()
+        return np.asarray(products, np.float32).ravel()
+
+
+@dataclass(frozen=True, eq=False)
+class DenseFeatures:
+    """v(h, i) = ⟨V[h], V[i]⟩: an encoder's vectors, (n_items × dim) float32 on any device."""
+
+    values: torch.Tensor
+
+    def scores(self, history: sp.csr_matrix) -> torch.Tensor:
+        """Σ_h w(h) · v(h, i), (n × n_items) float32 on the vectors' device."""
+        device = self.values.device
+        users = torch.nn.functional.embedding_bag(
+            torch.from_numpy(history.indices.astype(np.int64)).to(device),
+            self.values,
+            torch.from_numpy(history.indptr[:-1].astype(np.int64)).to(device),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(history.data).to(device),
+        )
+        return users @ self.values.T
+
+    def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
+        """v(h, target) of each item h, (n_events) float32."""
+        rows = torch.from_numpy(np.asarray(items, np.int64)).to(self.values.device)
+        return np.asarray((self.values[rows] @ self.values[target]).cpu(), np.float32)
+
+
+Form = ItemItem | SparseFeatures | DenseFeatures
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """A named way to score, with the decay its histories are weighted by."""
+
+    name: str
+    decay: Decay
+    form: Form
+
+    def to(self, device: str) -> Channel:
+        """The same channel with its dense part on `device`."""
+        if isinstance(self.form, DenseFeatures):
+            return replace(self, form=DenseFeatures(self.form.values.to(device)))
+        return self
+
+
+def sizes(scores: torch.Tensor) -> torch.Tensor:
+    """Root mean square of each row, (n × 1) float32; 1 where a row is all zero."""
+    size = torch.linalg.vector_norm(scores, dim=1, keepdim=True) / scores.shape[1] ** 0.5
+    return torch.where(size > 0.0, size, torch.ones_like(size))

@@ -1,0 +1,169 @@
+"""The numbers that a fit sees: tables turned into histories, features and side facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+
+from kgrank.fusion.history import DAY, Decay, Histories, Spans
+from kgrank.fusion.item_item import DENSE_ITEMS, Matrix, Moments, product, shared_features
+from kgrank.fusion.weights import ItemSide
+from kgrank.kg.vocabulary import Vocabulary
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+SPLITS = ("train", "valid", "test")
+WINDOW = 10  # events that a directed channel looks back over
+RECENT = 300  # events a user that enter the second moments of a large catalogue
+TREND = 28 * DAY  # how far back the trend looks
+
+
+@dataclass(frozen=True, eq=False)
+class ItemFeatures:
+    """What is known of the items besides who chose them; rows of length 1, or 0 where nothing is.
+
+    Attributes:
+        words: (n_items × n_terms) float32 CSR, TF-IDF of the text.
+        entities: (n_items × n_entities) float32 CSR, IDF-weighted graph neighbours.
+        vectors: (n_items × dim) float32, whitened text vectors; None without a text encoder.
+    """
+
+    words: sp.csr_matrix
+    entities: sp.csr_matrix
+    vectors: npt.NDArray[np.float32] | None
+
+
+def numbered(
+    events: pd.DataFrame, users: Vocabulary, items: Vocabulary
+) -> tuple[Histories, npt.NDArray[np.int8]]:
+    """Events as histories, and the split of each event (a number into SPLITS; 0 without a split).
+
+    Args:
+        events: as in `Tables.events`, each user's events from the oldest on.
+        users: numbers the users.
+        items: numbers the items.
+    """
+    kinds = pd.Categorical(events["event"])
+    user_numbers = users.numbers(events["user_id"])
+    timed = "timestamp" in events
+    times = events["timestamp"].to_numpy() if timed else np.full(len(events), np.nan)
+    histories = Histories.from_arrays(
+        user_numbers,
+        items.numbers(events["item_id"]),
+        kinds.codes,
+        times,
+        kind_names=tuple(map(str, kinds.categories)),
+        n_users=len(users),
+        n_items=len(items),
+    )
+    if "split" not in events:
+        return histories, np.zeros(len(events), np.int8)
+    codes = pd.Categorical(events["split"], categories=list(SPLITS)).codes
+    return histories, codes[np.argsort(user_numbers, kind="stable")]
+
+
+def entity_features(weights: sp.csr_matrix) -> sp.csr_matrix:
+    """Rows for the graph channel: IDF-weighted entities, scaled to length 1.
+
+    An entity of one item links nothing and is dropped.
+
+    Args:
+        weights: (n_items × n_columns) CSR, `ItemEntityMatrix.matrix`.
+    """
+    linked = sp.csr_matrix(weights, dtype=np.float32)
+    linked.data = np.minimum(linked.data, 1.0)
+    frequency = np.bincount(linked.indices, minlength=linked.shape[1])
+    idf = np.where(frequency > 1, np.log(linked.shape[0] / np.maximum(frequency, 1)), 0.0)
+    linked = (linked @ sp.diags(idf.astype(np.float32))).tocsr()
+    linked.eliminate_zeros()
+    return unit_rows(linked)
+
+
+def unit_rows(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """The same rows scaled to length 1; empty rows stay empty."""
+    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return (sp.diags(scale.astype(np.float32)) @ matrix).tocsr()
+
+
+def item_side(histories: Histories) -> ItemSide:
+    """Popularity, trend and coldness from the events that a fit may see."""
+    users = np.asarray(histories.binary().sum(axis=0)).ravel()
+    newest = np.nanmax(histories.times) if np.isfinite(histories.times).any() else np.nan
+    recent = histories.items[histories.times > newest - TREND]
+    popularity = _scaled(users)
+    trend = _scaled(np.bincount(recent, minlength=histories.n_items)) if len(recent) else popularity
+    return ItemSide(popularity=popularity, trend=trend, cold=users == 0)
+
+
+def _scaled(counts: npt.NDArray[np.number]) -> npt.NDArray[np.float32]:
+    logs = np.log1p(counts.astype(np.float64))
+    return np.asarray(logs / max(logs.max(), 1e-12), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Events a fit may see, and the item features; what item–item weights are made from."""
+
+    histories: Histories
+    features: ItemFeatures
+
+    @classmethod
+    def of_events(cls, histories: Histories) -> Evidence:
+        """Events alone: nothing is known of the items."""
+        nothing = sp.csr_matrix((histories.n_items, 1), dtype=np.float32)
+        return cls(histories, ItemFeatures(nothing, nothing, None))
+
+    def linear_moments(self) -> Moments:
+        """Of EASE: who chose this also chose that."""
+        chosen = self._recent().binary()
+        gram = product(chosen, chosen)
+        return Moments(gram, gram, self._entities, self._words)
+
+    def directed_moments(self, power: float) -> Moments:
+        """Of SLIT: after these, that. Inputs are the last ten events, each (1 + age)^-power."""
+        histories = self._recent()
+        events = np.arange(len(histories.items))
+        starts = histories.starts[histories.users()]
+        later = events[events > starts]
+        before = Spans(np.maximum(starts[later], later - WINDOW), later)
+        inputs = histories.weights(before, Decay(power=power))
+        ones = np.ones(len(later), np.float32)
+        outputs = sp.csr_matrix(
+            (ones, histories.items[later], np.arange(len(later) + 1)),
+            (len(later), histories.n_items),
+        )
+        return Moments(
+            product(inputs, inputs),
+            product(inputs, outputs),
+            self._entities,
+            self._words,
+        )
+
+    def _recent(self) -> Histories:
+        """What enters the moments: all, or each user's last events for a large catalogue."""
+        histories = self.histories
+        if histories.n_items <= DENSE_ITEMS:
+            return histories
+        from_end = np.repeat(histories.starts[1:], np.diff(histories.starts))
+        return histories.where(from_end - np.arange(len(histories.items)) <= RECENT)
+
+    @cached_property
+    def _words(self) -> Matrix | None:
+        return shared_features(self.features.words) if self.features.words.nnz else None
+
+    @cached_property
+    def _entities(self) -> Matrix | None:
+        return shared_features(self.features.entities) if self.features.entities.nnz else None
+
+    def of_items(self, items: npt.NDArray[np.integer]) -> Evidence:
+        """The same evidence for some of the items only, numbered anew in the order given."""
+        vectors = None if self.features.vectors is None else self.features.vectors[items]
+        features = ItemFeatures(self.features.words[items], self.features.entities[items], vectors)
+        return Evidence(self.histories.of_items(items), features)

@@ -1,0 +1,162 @@
+"""Which fusion weights to use: several ways to find them, compared by full ranking, cross-fitted.
+
+No way to find weights wins on every shop, so each is fitted on one half of the valid users and
+judged by full rankings of the other half. The best is fitted again on all; where none beats the
+best single channel, that channel alone is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kgrank.fusion.channels import Channel, sizes
+from kgrank.fusion.metrics import hits_of, list_metrics
+from kgrank.fusion.model import exclude
+from kgrank.fusion.queries import Queries, only_items
+from kgrank.fusion.weights import (
+    Candidates,
+    FusionWeights,
+    ItemSide,
+    coordinate_ascent,
+    lift_cold,
+    softmax_regression,
+)
+
+CELLS = 40_000_000  # queries × items whose scores are held, for each channel
+QUERIES = 4_000
+COLD_SHARE = 0.85  # of the cold items one channel alone finds, the fused list keeps this much
+COLD_ENOUGH = 50  # relevant cold items on valid below which that share says nothing
+TOP_WARM, TOP_COLD = 40, 15  # candidates a channel brings to each query
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """The weights of a head and how they were found.
+
+    Attributes:
+        weights: the fusion weights.
+        method: "equal", "softmax", "ascent", "softmax+ascent" or the name of a single channel.
+        ndcg: cross-fitted NDCG@10 on valid of every method and of each channel alone.
+    """
+
+    weights: FusionWeights
+    method: str
+    ndcg: dict[str, float]
+
+
+def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: int) -> Fused:
+    """Fit the fusion weights of `channels` on valid queries.
+
+    Args:
+        channels: fitted on train alone.
+        side: popularity, trend and coldness as of train.
+        queries: valid queries with at least one relevant item each.
+        seed: of the sample of queries.
+    """
+    n_items = queries.histories.n_items
+    queries = queries.sample(min(QUERIES, max(2, CELLS // n_items)), seed)
+    scores = [scaled_scores(channel, queries) for channel in channels]
+    candidates = _candidates(scores, side, queries)
+    ndcg: dict[str, float] = {}
+    for number, channel in enumerate(channels):
+        single = FusionWeights.single(len(channels), number)
+        ndcg[channel.name] = float(_ndcg(scores, side, queries, single).mean())
+    half = (queries.users * 2_654_435_761 >> 7) % 2  # by user, so that no user is on both sides
+    for judged_half in (0, 1):
+        rest, judged = np.flatnonzero(half != judged_half), np.flatnonzero(half == judged_half)
+        if len(rest) and len(judged):
+            part = [s[torch.from_numpy(judged)] for s in scores]
+            for name, weights in _solutions(candidates.take(rest), side).items():
+                total = _ndcg(part, side, queries.take(judged), weights).sum()
+                ndcg[name] = ndcg.get(name, 0.0) + float(total) / len(queries)
+    method = max(ndcg, key=lambda name: ndcg[name])
+    names = [channel.name for channel in channels]
+    if method in names:
+        weights = FusionWeights.single(len(channels), names.index(method))
+    else:
+        weights = _solutions(candidates, side)[method]
+    floor = COLD_SHARE * _cold_recall(scores, side, queries)
+    return Fused(lift_cold(candidates, side, weights, floor), method, ndcg)
+
+
+def _cold_recall(
+    scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries, k: int = 10
+) -> float:
+    """The best recall@k of relevant cold items that one channel reaches alone; 0 if too few."""
+    only = only_items(queries.relevant, side.cold)
+    if only.nnz < COLD_ENOUGH:
+        return 0.0
+    found = []
+    for part in scores:
+        top = exclude(part.clone(), queries.excluded).topk(k, dim=1).indices.numpy()
+        found.append(hits_of(top, only).sum() / only.nnz)
+    return float(max(found))
+
+
+def _solutions(candidates: Candidates, side: ItemSide) -> dict[str, FusionWeights]:
+    """Weights by every method, fitted on the candidates."""
+    equal = FusionWeights.equal(candidates.scores.shape[2])
+    regression = softmax_regression(candidates, side, equal)
+    return {
+        "equal": equal,
+        "softmax": regression,
+        "ascent": coordinate_ascent(candidates, side, equal),
+        "softmax+ascent": coordinate_ascent(candidates, side, regression, with_cold=False),
+    }
+
+
+def scaled_scores(channel: Channel, queries: Queries) -> torch.Tensor:
+    """The channel's scores over size(u), (n_queries × n_items) float32."""
+    history = queries.histories.weights(queries.spans, channel.decay)
+    scores = channel.form.scores(history).cpu()
+    return scores.div_(sizes(scores))
+
+
+def _fused_scores(
+    scores: Sequence[torch.Tensor], side: ItemSide, weights: FusionWeights
+) -> torch.Tensor:
+    total = torch.from_numpy(weights.bias(side)).repeat(len(scores[0]), 1)
+    for part, gate in zip(scores, weights.gates(side), strict=True):
+        if gate.any():
+            total.addcmul_(part, torch.from_numpy(gate))
+    return total
+
+
+def _ndcg(
+    scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries, weights: FusionWeights
+) -> npt.NDArray[np.float64]:
+    """NDCG@10 of each query by full ranking."""
+    total = exclude(_fused_scores(scores, side, weights), queries.excluded)
+    top = total.topk(min(10, total.shape[1]), dim=1).indices.numpy()
+    return list_metrics(top, queries.relevant, (10,)).ndcg[10]
+
+
+def _candidates(scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries) -> Candidates:
+    """Every channel's top items, and those of their plain sum and of the trend."""
+    n_queries = len(queries)
+    pools = [np.flatnonzero(~side.cold), np.flatnonzero(side.cold)]
+    trend = torch.from_numpy(side.trend + 1e-3 * side.popularity).repeat(n_queries, 1)
+    found = []
+    for ranked in (*scores, torch.stack(list(scores)).sum(0), trend):
+        masked = exclude(ranked.clone(), queries.excluded)
+        for pool, depth in zip(pools, (TOP_WARM, TOP_COLD), strict=True):
+            if len(pool):
+                items = torch.from_numpy(pool)
+                found.append(items[masked[:, items].topk(min(depth, len(pool)), dim=1).indices])
+    items = torch.cat(found, dim=1).sort(dim=1).values  # (n_queries, n_candidates)
+    real = torch.ones_like(items, dtype=torch.bool)
+    real[:, 1:] = items[:, 1:] != items[:, :-1]
+    real &= ~torch.from_numpy(hits_of(items.numpy(), queries.excluded))
+    relevant = torch.from_numpy(hits_of(items.numpy(), queries.relevant)) & real
+    return Candidates(
+        scores=torch.stack([part.gather(1, items) for part in scores], dim=2),
+        items=items,
+        relevant=relevant,
+        real=real,
+        n_relevant=torch.from_numpy(np.diff(queries.relevant.indptr).astype(np.int64)),
+    )

@@ -1,0 +1,173 @@
+"""What each user did, in order, and the weights that turn a history into a vector.
+
+A user is never a parameter: it is the weighted sum of its events, so a visitor nobody has seen,
+one event more or an erased user need no training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+DAY = 86_400.0  # seconds
+
+
+@dataclass(frozen=True)
+class Decay:
+    """How much an event counts: kind × (1 + age)^-power × 2^(-age / span) × 2^(-days / half_life).
+
+    Attributes:
+        power: exponent on the age in events (0 = age does not count).
+        span: events after which an event counts half; infinite = it does not fade so.
+        half_life: days after which an event counts half; infinite = it does not fade so.
+        kinds: weight of each kind of event; a kind that is not named weighs 1.
+    """
+
+    power: float = 0.0
+    span: float = float("inf")
+    half_life: float = float("inf")
+    kinds: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Histories:
+    """All users' events, one user after the other, each in order of time.
+
+    Attributes:
+        starts: (n_users + 1) int64; the events of user u are starts[u]:starts[u + 1].
+        items: (n_events) int32, item numbers.
+        kinds: (n_events) int16, numbers into `kind_names`.
+        times: (n_events) float64 seconds UTC; NaN where the source has no time.
+        kind_names: the kinds of events, sorted.
+        n_items: how many items there are to be numbered.
+    """
+
+    starts: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int32]
+    kinds: npt.NDArray[np.int16]
+    times: npt.NDArray[np.float64]
+    kind_names: tuple[str, ...]
+    n_items: int
+
+    @classmethod
+    def from_arrays(
+        cls,
+        users: npt.NDArray[np.integer],
+        items: npt.NDArray[np.integer],
+        kinds: npt.NDArray[np.integer],
+        times: npt.NDArray[np.float64],
+        *,
+        kind_names: tuple[str, ...],
+        n_users: int,
+        n_items: int,
+    ) -> Histories:
+        """Group events by user. Events of one user must already stand in order of time."""
+        order = np.argsort(users, kind="stable")
+        starts = np.zeros(n_users + 1, np.int64)
+        np.cumsum(np.bincount(users, minlength=n_users), out=starts[1:])
+        return cls(
+            starts=starts,
+            items=items[order].astype(np.int32),
+            kinds=kinds[order].astype(np.int16),
+            times=times[order].astype(np.float64),
+            kind_names=kind_names,
+            n_items=n_items,
+        )
+
+    @property
+    def n_users(self) -> int:
+        """How many users there are, with or without events."""
+        return len(self.starts) - 1
+
+    def users(self) -> npt.NDArray[np.int64]:
+        """The user number of every event, (n_events) int64."""
+        return np.repeat(np.arange(self.n_users), np.diff(self.starts))
+
+    def where(self, keep: npt.NDArray[np.bool_]) -> Histories:
+        """The histories of the events for which `keep` (n_events) is true."""
+        return Histories.from_arrays(
+            self.users()[keep],
+            self.items[keep],
+            self.kinds[keep],
+            self.times[keep],
+            kind_names=self.kind_names,
+            n_users=self.n_users,
+            n_items=self.n_items,
+        )
+
+    def of_items(self, items: npt.NDArray[np.integer]) -> Histories:
+        """The events on some of the items only, which are numbered anew in the order given."""
+        place = np.full(self.n_items, -1, np.int64)
+        place[items] = np.arange(len(items))
+        kept = self.where(place[self.items] >= 0)
+        return replace(kept, items=place[kept.items].astype(np.int32), n_items=len(items))
+
+    def binary(self) -> sp.csr_matrix:
+        """User × item, 1 where the user has any event on the item; float32 CSR."""
+        ones = np.ones(len(self.items), np.float32)
+        matrix = sp.csr_matrix(
+            (ones, self.items, self.starts), (self.n_users, self.n_items), copy=True
+        )
+        matrix.sum_duplicates()
+        matrix.data[:] = 1.0
+        return matrix
+
+    def of_users(self, users: npt.NDArray[np.integer]) -> Spans:
+        """The whole history of each of `users`."""
+        return Spans(self.starts[users], self.starts[np.asarray(users) + 1])
+
+    def weights(self, spans: Spans, decay: Decay) -> sp.csr_matrix:
+        """History weights, (n_spans × n_items) float32 CSR; an item met twice adds up."""
+        flat, weights = self.event_weights(spans, decay)
+        starts = np.concatenate([[0], np.cumsum(spans.last - spans.first)])
+        matrix = sp.csr_matrix(
+            (weights, self.items[flat], starts), (len(spans.first), self.n_items)
+        )
+        matrix.sum_duplicates()
+        return matrix
+
+    def event_weights(
+        self, spans: Spans, decay: Decay
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Event numbers of all spans one after the other, and the weight of each (float32)."""
+        lengths = spans.last - spans.first
+        ends = np.cumsum(lengths)
+        span = np.repeat(np.arange(len(lengths)), lengths)
+        within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+        flat = spans.first[span] + within
+        weights = np.ones(len(flat), np.float64)
+        if decay.power:
+            weights *= (lengths[span] - within).astype(np.float64) ** -decay.power
+        if np.isfinite(decay.span):
+            weights *= np.exp2(-(lengths[span] - within - 1) / decay.span)
+        if np.isfinite(decay.half_life) and len(flat):
+            newest = self.times[np.maximum(spans.last - 1, 0)][span]
+            days = (newest - self.times[flat]) / DAY
+            weights *= np.exp2(-np.nan_to_num(days) / decay.half_life)
+        if decay.kinds:
+            of_kind = np.array([decay.kinds.get(kind, 1.0) for kind in self.kind_names])
+            weights *= of_kind[self.kinds[flat]]
+        return flat, weights.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """Stretches of `Histories`: the events first[q]:last[q] are the history of query q.
+
+    Attributes:
+        first: (n_spans) int64.
+        last: (n_spans) int64, exclusive.
+    """
+
+    first: npt.NDArray[np.int64]
+    last: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, which: slice | npt.NDArray[np.integer]) -> Spans:
+        return Spans(self.first[which], self.last[which])

@@ -1,0 +1,152 @@
+"""How good ranked lists are: recall, NDCG, reciprocal rank and coverage.
+
+recall@k = |hits| / |relevant|. NDCG@k (Järvelin and Kekäläinen, 2002) has binary gains, discount
+1 / log2(rank + 1) and the ideal over min(k, |relevant|). mrr = 1 / rank of the first hit, or 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+
+from kgrank.errors import DataError, Fault
+
+
+@dataclass(frozen=True, eq=False)
+class ListMetrics:
+    """Metrics of many ranked lists, one value a list.
+
+    Attributes:
+        recall: cut-off k → (n_lists) float64.
+        ndcg: cut-off k → (n_lists) float64.
+        reciprocal_rank: (n_lists) float64, 0 where the list holds no relevant item.
+    """
+
+    recall: dict[int, npt.NDArray[np.float64]]
+    ndcg: dict[int, npt.NDArray[np.float64]]
+    reciprocal_rank: npt.NDArray[np.float64]
+
+    def means(self, which: npt.NDArray[np.bool_] | None = None) -> dict[str, float]:
+        """The mean of each metric over the lists (those for which `which` is true)."""
+        rows = slice(None) if which is None else which
+        out: dict[str, float] = {}
+        for k in self.recall:
+            out[f"recall@{k}"] = float(self.recall[k][rows].mean())
+            out[f"ndcg@{k}"] = float(self.ndcg[k][rows].mean())
+        out["mrr"] = float(self.reciprocal_rank[rows].mean())
+        return out
+
+
+def hits_of(top: npt.NDArray[np.integer], relevant: sp.csr_matrix) -> npt.NDArray[np.bool_]:
+    """Which places of the lists hold a relevant item.
+
+    Args:
+        top: (n_lists × k) item numbers, best first; -1 where a list is shorter.
+        relevant: (n_lists × n_items) CSR; stored entries are relevant.
+
+    Returns:
+        (n_lists × k) bool.
+    """
+    n_items = relevant.shape[1]
+    rows = np.arange(len(top), dtype=np.int64)[:, None]
+    keys = np.where(top >= 0, rows * n_items + top, -1)
+    of = np.repeat(np.arange(len(top), dtype=np.int64), np.diff(relevant.indptr))
+    wanted = np.sort(of * n_items + relevant.indices)
+    if not len(wanted):
+        return np.zeros(top.shape, bool)
+    place = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+    return np.asarray(wanted[place] == keys)
+
+
+def list_metrics(
+    top: npt.NDArray[np.integer], relevant: sp.csr_matrix, k: Sequence[int] = (10, 20)
+) -> ListMetrics:
+    """Metrics of ranked lists against what was relevant.
+
+    Args:
+        top: (n_lists × n) item numbers, best first, n ≥ max(k) where there are that many items.
+        relevant: (n_lists × n_items) CSR; every list has at least one relevant item.
+        k: cut-offs.
+    """
+    hits = hits_of(top, relevant)
+    n_relevant = np.diff(relevant.indptr)
+    discount = 1.0 / np.log2(np.arange(2, max(k) + 2))
+    ideal = np.cumsum(discount)
+    recall, ndcg = {}, {}
+    for cut in k:
+        shown = hits[:, :cut]
+        recall[cut] = shown.sum(axis=1) / n_relevant
+        gain = (shown * discount[: shown.shape[1]]).sum(axis=1)
+        ndcg[cut] = gain / ideal[np.minimum(n_relevant, cut) - 1]
+    first = hits.argmax(axis=1)
+    found = hits.any(axis=1)
+    return ListMetrics(recall, ndcg, np.where(found, 1.0 / (first + 1), 0.0))
+
+
+def evaluate(
+    recommended: pd.DataFrame, relevant: pd.DataFrame, k: Sequence[int] = (10, 20)
+) -> pd.DataFrame:
+    """Score any system's lists: tables in, table out.
+
+    Args:
+        recommended: `user_id`, `item_id` and `rank` (1 = best) or `score` (highest = best; equal
+            scores keep the order of the rows).
+        relevant: `user_id`, `item_id`; a pair that stands there twice counts once. The users in
+            this table are the ones evaluated: one without a list scores 0.
+        k: cut-offs.
+
+    Returns:
+        One row: `users`, `recall@k`, `ndcg@k` for each k, and `mrr`.
+
+    Raises:
+        DataError: a column is missing, `relevant` is empty, or a list holds an item twice.
+    """
+    _need_columns(recommended, "recommended", ("user_id", "item_id"))
+    _need_columns(relevant, "relevant", ("user_id", "item_id"))
+    if "rank" not in recommended and "score" not in recommended:
+        _refuse("recommended", "rank", "neither `rank` nor `score`", "one of the two", "Add one.")
+    if relevant.empty:
+        _refuse("relevant", None, "no rows", "at least one row", "Pass what the users chose.")
+    if recommended.duplicated(["user_id", "item_id"]).any():
+        _refuse("recommended", "item_id", "an item twice in one list", "once", "Drop the second.")
+    users = pd.Index(relevant["user_id"].astype(str).unique())
+    both = pd.concat([recommended["item_id"], relevant["item_id"]]).astype(str)
+    items = pd.Index(both.unique())
+    wanted = sp.csr_matrix(
+        (
+            np.ones(len(relevant), np.float32),
+            (
+                users.get_indexer(relevant["user_id"].astype(str)),
+                items.get_indexer(relevant["item_id"].astype(str)),
+            ),
+        ),
+        (len(users), len(items)),
+    )
+    wanted.sum_duplicates()
+    by_rank = "rank" in recommended
+    lists = recommended.sort_values(
+        "rank" if by_rank else "score", ascending=by_rank, kind="stable"
+    )
+    user = users.get_indexer(lists["user_id"].astype(str))
+    lists, user = lists[user >= 0], user[user >= 0]
+    place = pd.Series(user).groupby(user).cumcount().to_numpy()
+    width = max(max(k), int(place.max()) + 1 if len(place) else 1)
+    top = np.full((len(users), width), -1, np.int64)
+    top[user, place] = items.get_indexer(lists["item_id"].astype(str))
+    return pd.DataFrame([{"users": len(users), **list_metrics(top, wanted, k).means()}])
+
+
+def _need_columns(frame: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in frame:
+            found = ", ".join(map(str, frame.columns)) or "no columns"
+            _refuse(name, column, f"only {found}", f"a column {column!r}", "Add or rename it.")
+
+
+def _refuse(file: str, column: str | None, found: str, allowed: str, mend: str) -> None:
+    raise DataError([Fault(file, None, column, found, allowed, mend)])

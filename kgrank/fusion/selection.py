@@ -1,0 +1,184 @@
+"""Settings chosen on valid: penalties and side rows, how histories fade, what each event weighs.
+
+One axis at a time, each by NDCG@10 of full rankings on a sample of the valid queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from kgrank.fusion.channels import Form, ItemItem
+from kgrank.fusion.evidence import Evidence
+from kgrank.fusion.history import Decay, Spans
+from kgrank.fusion.item_item import Moments, Ridge
+from kgrank.fusion.metrics import list_metrics
+from kgrank.fusion.model import exclude
+from kgrank.fusion.queries import Queries
+
+INF = float("inf")
+POWERS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
+SPANS = (3.5, 7.0, 14.0)  # events
+HALF_LIVES = (7.0, 14.0, 28.0, 42.0, 90.0, 180.0)  # days
+KIND_WEIGHTS = (0.0, 0.3, 3.0)
+PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+DROPOUTS = (0.0, 0.2, 0.5)
+SIDE_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
+DIRECTED_POWERS = (0.5, 1.0)
+SEARCH_ITEMS = 12_500  # of a larger catalogue, the most popular products stand for the rest
+SEARCH_CELLS = 20_000_000  # queries × items that one setting is tried on
+SEARCH_QUERIES = 2_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a channel, and how well it does alone on the sample of valid."""
+
+    decay: Decay
+    ridge: Ridge | None
+    power: float | None
+    ndcg: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Valid queries on which settings are compared."""
+
+    queries: Queries
+
+    @classmethod
+    def of(cls, queries: Queries, seed: int) -> Trial:
+        """A sample of the queries, small enough to rank in full many times."""
+        n = min(SEARCH_QUERIES, max(1, SEARCH_CELLS // queries.histories.n_items))
+        return cls(queries.sample(n, seed))
+
+    def ndcg(self, form: Form, decay: Decay) -> float:
+        """NDCG@10 of the channel alone, by full ranking."""
+        queries = self.queries
+        scores = form.scores(queries.histories.weights(queries.spans, decay)).cpu()
+        k = min(10, scores.shape[1])
+        top = exclude(scores, queries.excluded).topk(k, dim=1).indices.numpy()
+        return float(list_metrics(top, queries.relevant, (10,)).ndcg[10].mean())
+
+    def best_decay(
+        self, form: Form, start: Decay, *, with_kinds: bool = True
+    ) -> tuple[Decay, float]:
+        """The decay that ranks best, from `start`: age first, then days, then kinds of events."""
+        histories = self.queries.histories
+        best = (start, self.ndcg(form, start))
+        ages = [Decay(power=p) for p in POWERS] + [Decay(span=s) for s in SPANS]
+        best = self._better(form, best, (replace(d, kinds=start.kinds) for d in ages))
+        if np.isfinite(histories.times).any():
+            days = [replace(best[0], half_life=h) for h in (INF, *HALF_LIVES)]
+            flat = [replace(start, power=0.0, half_life=h) for h in HALF_LIVES]
+            best = self._better(form, best, days + flat)
+        if with_kinds and len(histories.kind_names) > 1:
+            for kind in histories.kind_names:
+                kinds: Mapping[str, float] = best[0].kinds or {}
+                trials = (replace(best[0], kinds={**kinds, kind: w}) for w in KIND_WEIGHTS)
+                best = self._better(form, best, trials)
+        return best
+
+    def _better(
+        self, form: Form, best: tuple[Decay, float], trials: Iterable[Decay]
+    ) -> tuple[Decay, float]:
+        for decay in trials:
+            if decay != best[0]:
+                ndcg = self.ndcg(form, decay)
+                if ndcg > best[1]:
+                    best = (decay, ndcg)
+        return best
+
+
+def choose_features(trial: Trial, form: Form) -> Choice:
+    """The decay of a channel whose weights are given."""
+    decay, ndcg = trial.best_decay(form, Decay(power=1.0))
+    return Choice(decay, None, None, ndcg)
+
+
+def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors: int) -> Choice:
+    """Penalty, dropout, side rows and decay of an item–item channel."""
+
+    @lru_cache(maxsize=2)
+    def moments(power: float) -> Moments:
+        return evidence.directed_moments(power) if directed else evidence.linear_moments()
+
+    @lru_cache(maxsize=4)
+    def form(ridge: Ridge, power: float) -> ItemItem:
+        return ItemItem(moments(power).weights(ridge, neighbors=neighbors))
+
+    has_entities = evidence.features.entities.nnz > 0
+    has_words = evidence.features.words.nnz > 0
+    ridge = Ridge(100.0, 0.0, 3.0 * has_entities, 3.0 * has_words)
+    power = DIRECTED_POWERS[0]
+    decay, ndcg = trial.best_decay(form(ridge, power), Decay(power=0.5), with_kinds=False)
+    if directed:
+        for other in DIRECTED_POWERS[1:]:
+            found = trial.ndcg(form(ridge, other), decay)
+            if found > ndcg:
+                power, ndcg = other, found
+    axes: dict[str, tuple[float, ...]] = {"penalty": PENALTIES}
+    if has_entities:
+        axes["entities"] = SIDE_WEIGHTS
+    if has_words:
+        axes["words"] = SIDE_WEIGHTS
+    axes["dropout"] = DROPOUTS
+    for name, values in axes.items():
+
+        def score(value: float, name: str = name, start: Ridge = ridge) -> float:
+            return trial.ndcg(form(replace(start, **{name: value}), power), decay)
+
+        value, ndcg = _climb(values, getattr(ridge, name), ndcg, score)
+        ridge = replace(ridge, **{name: value})
+    decay, ndcg = trial.best_decay(form(ridge, power), decay)
+    return Choice(decay, ridge, power if directed else None, ndcg)
+
+
+def choose_ease(trial: Trial, evidence: Evidence, *, neighbors: int) -> float:
+    """λ of plain EASE, the baseline: binary histories, no side rows."""
+    moments = Evidence.of_events(evidence.histories).linear_moments()
+
+    def score(penalty: float) -> float:
+        weights = moments.weights(Ridge(penalty), neighbors=neighbors)
+        return trial.ndcg(ItemItem(weights), Decay())
+
+    return _climb(PENALTIES, 100.0, score(100.0), score)[0]
+
+
+def _climb(
+    values: Sequence[float], start: float, reached: float, score: Callable[[float], float]
+) -> tuple[float, float]:
+    """The best of `values` by walking from `start`, upwards first, while it gets better."""
+    place = values.index(start)
+    for step in (1, -1):
+        before = place
+        while 0 <= place + step < len(values):
+            found = score(values[place + step])
+            if found <= reached:
+                break
+            place, reached = place + step, found
+        if place != before:
+            break
+    return values[place], reached
+
+
+def sub_catalogue(evidence: Evidence, queries: Queries) -> tuple[Evidence, Queries]:
+    """The evidence and queries over the most popular items, where there are too many of them."""
+    n_items = evidence.histories.n_items
+    if n_items <= SEARCH_ITEMS:
+        return evidence, queries
+    popularity = np.bincount(evidence.histories.items, minlength=n_items)
+    items = np.sort(np.argsort(-popularity, kind="stable")[:SEARCH_ITEMS])
+    before = np.r_[0, np.cumsum(np.isin(queries.histories.items, items))]
+    spans = Spans(before[queries.spans.first], before[queries.spans.last])
+    narrowed = Queries(
+        queries.histories.of_items(items),
+        spans,
+        queries.users,
+        queries.relevant[:, items].tocsr(),
+        queries.excluded[:, items].tocsr(),
+    )
+    return evidence.of_items(items), narrowed.answerable()

@@ -1,0 +1,197 @@
+"""Fitting a model: features, channels, their settings and their fusion, all chosen on valid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+
+from kgrank.errors import ModelError
+from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
+from kgrank.fusion.evidence import Evidence, ItemFeatures, Progress, item_side
+from kgrank.fusion.fusing import Fused, fuse
+from kgrank.fusion.history import Decay, Histories
+from kgrank.fusion.model import FusedModel, Head
+from kgrank.fusion.queries import Queries, all_allowed, later_queries, new_only, user_queries
+from kgrank.fusion.selection import (
+    Choice,
+    Trial,
+    choose_ease,
+    choose_features,
+    choose_ridge,
+    sub_catalogue,
+)
+from kgrank.fusion.settings import FitSettings
+from kgrank.fusion.weights import FusionWeights
+
+MOMENTS_A_USER = 4  # valid moments of one user that become queries
+REPEATS = 0.01  # from this share of repeats among what was chosen on valid, lists of all are fitted
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted model and what was found on the way.
+
+    Attributes:
+        model: the fitted model.
+        choices: channel → the settings chosen on valid.
+        fused: head → its fusion and every method's cross-fitted NDCG@10 on valid.
+        ease_penalty: λ of plain EASE, chosen on valid, for the baseline that is printed beside.
+    """
+
+    model: FusedModel
+    choices: dict[str, Choice]
+    fused: dict[Head, Fused]
+    ease_penalty: float
+
+
+def fit(
+    histories: Histories,
+    splits: npt.NDArray[np.int8],
+    features: ItemFeatures,
+    settings: FitSettings,
+    progress: Progress,
+) -> Fit:
+    """Choose everything on valid, then fit the channels again on train + valid if asked.
+
+    Args:
+        histories: train and valid events; no test event may be in there.
+        splits: (n_events) 0 = train, 1 = valid.
+        features: what is known of the items.
+        settings: the `[fit]` section.
+        progress: told of each stage.
+
+    Raises:
+        ModelError: there are no train events, or nothing on valid can be asked.
+    """
+    train = Evidence(histories.where(splits == 0), features)
+    if not len(train.histories.items):
+        raise ModelError("found no train events; allowed: at least one. Check the split column.")
+    queries = valid_queries(histories, splits, settings)
+    fresh = new_only(queries)
+    if not len(queries):
+        raise ModelError(
+            "found no valid events of users with a history; allowed: at least one, since the "
+            "channels' weights are chosen there. Widen [split] valid, or check the split column."
+        )
+    asked = fresh if len(fresh) else all_allowed(queries)
+    choices, ease_penalty = _choose(train, asked, settings, progress)
+    channels = _channels(choices, train, settings, progress)
+    side = item_side(train.histories)
+    heads: dict[Head, Queries] = {"new": asked}
+    everything = all_allowed(queries)
+    repeats = 1.0 - fresh.relevant.nnz / everything.relevant.nnz
+    if repeats > REPEATS:
+        heads["all"] = everything
+        identity = ItemItem(sp.identity(histories.n_items, np.float32, format="csr"))
+        trial = Trial.of(everything, settings.seed)
+        progress("repeat", 0, 1)
+        decay, ndcg = trial.best_decay(identity, Decay(half_life=42.0))
+        choices["repeat"] = Choice(decay, None, None, ndcg)
+        channels = (*channels, Channel("repeat", decay, identity))
+    fused: dict[Head, Fused] = {}
+    for done, (head, of_head) in enumerate(heads.items()):
+        progress("fusion", done, len(heads))
+        usable = channels if head == "all" else [c for c in channels if c.name != "repeat"]
+        fused[head] = fuse(usable, side, of_head, settings.seed)
+    progress("fusion", len(heads), len(heads))
+    if settings.refit:
+        train = Evidence(histories, features)
+        channels = (*_channels(choices, train, settings, progress), *channels[len(choices) - 1 :])
+        side = item_side(histories)
+    new = _padded(fused["new"].weights, len(channels))
+    weights: dict[Head, FusionWeights] = {
+        "new": new,
+        "all": fused["all"].weights if "all" in fused else new,
+    }
+    return Fit(FusedModel(tuple(channels), side, weights), choices, fused, ease_penalty)
+
+
+def valid_queries(
+    histories: Histories, splits: npt.NDArray[np.int8], settings: FitSettings
+) -> Queries:
+    """What the settings and weights are chosen on: queries of the users' valid time.
+
+    "auto" asks `later` unless valid events of most users stand before some of their train events.
+    """
+    rows = np.flatnonzero(splits == 1)
+    protocol = settings.protocol
+    if protocol == "auto":
+        users = histories.users()
+        last_train = np.full(histories.n_users, -1, np.int64)
+        train_rows = np.flatnonzero(splits == 0)
+        last_train[users[train_rows]] = train_rows  # ascending: the last one stays
+        early = rows < last_train[users[rows]]
+        protocol = "user" if early.mean() > 0.5 else "later"
+    if protocol == "user":
+        train = histories.where(splits == 0)
+        return user_queries(train, histories.where(splits == 1), train).answerable()
+    queries = later_queries(histories, rows, per_user=MOMENTS_A_USER)
+    return queries.take(np.flatnonzero(queries.spans.last > queries.spans.first)).answerable()
+
+
+def _choose(
+    evidence: Evidence, queries: Queries, settings: FitSettings, progress: Progress
+) -> tuple[dict[str, Choice], float]:
+    """The settings of every channel, in the channels' order, and λ of plain EASE."""
+    smaller, narrowed = sub_catalogue(evidence, queries)
+    trial, small_trial = Trial.of(queries, settings.seed), Trial.of(narrowed, settings.seed)
+    choices: dict[str, Choice] = {}
+    forms = _feature_forms(evidence.features)
+    total = 2 + len(forms)
+    for directed, name in ((False, "linear"), (True, "directed")):
+        progress("choosing settings", len(choices), total)
+        choices[name] = choose_ridge(
+            small_trial, smaller, directed=directed, neighbors=settings.neighbors
+        )
+    for name, form in forms.items():
+        progress("choosing settings", len(choices), total)
+        choices[name] = choose_features(trial, form)
+    progress("choosing settings", total, total)
+    return choices, choose_ease(small_trial, smaller, neighbors=settings.neighbors)
+
+
+def _feature_forms(features: ItemFeatures) -> dict[str, SparseFeatures | DenseFeatures]:
+    forms: dict[str, SparseFeatures | DenseFeatures] = {}
+    if features.entities.nnz:
+        forms["graph"] = SparseFeatures(features.entities)
+    if features.words.nnz:
+        forms["text"] = SparseFeatures(features.words)
+    if features.vectors is not None and features.vectors.any():
+        forms["embedding"] = DenseFeatures(torch.from_numpy(features.vectors))
+    return forms
+
+
+def _channels(
+    choices: Mapping[str, Choice], evidence: Evidence, settings: FitSettings, progress: Progress
+) -> tuple[Channel, ...]:
+    """The chosen channels fitted on all of `evidence`."""
+    channels: list[Channel] = []
+    forms = _feature_forms(evidence.features)
+    for name, choice in choices.items():
+        progress("fitting channels", len(channels), len(choices))
+        if choice.ridge is not None:
+            moments = (
+                evidence.linear_moments()
+                if choice.power is None
+                else evidence.directed_moments(choice.power)
+            )
+            weights = moments.weights(choice.ridge, neighbors=settings.neighbors)
+            channels.append(Channel(name, choice.decay, ItemItem(weights)))
+        elif name in forms:
+            channels.append(Channel(name, choice.decay, forms[name]))
+    progress("fitting channels", len(choices), len(choices))
+    return tuple(channels)
+
+
+def _padded(weights: FusionWeights, n_channels: int) -> FusionWeights:
+    """The same weights with 0 for the channels that came later."""
+    missing = n_channels - len(weights.weight)
+    weight, slope, cold = (
+        np.pad(part, (0, missing)) for part in (weights.weight, weights.slope, weights.cold)
+    )
+    return FusionWeights(weight, slope, cold, weights.trend, weights.cold_bias)

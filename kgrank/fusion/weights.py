@@ -1,0 +1,301 @@
+"""How the channels add up: one weight a channel, and a gate on the item's side.
+
+    score(u, i) = bias_i + Σ_c g_c(i) · s_c(u, i)
+
+    g_c(i) = max(0, weight_c + slope_c · popularity_i)     for an item that was seen in training
+             cold_c                                        for one that was not
+    bias_i = trend · trend_i                               for an item that was seen in training
+             cold_bias                                     for one that was not
+
+A product without history is handed wholly to its own weights, on which only cold products vote, so
+that it is neither lifted nor sunk by what popular products need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class ItemSide:
+    """What the gate knows of each item.
+
+    Attributes:
+        popularity: (n_items) float32 in [0, 1]: log(1 + users) over its largest value.
+        trend: (n_items) float32 in [0, 1]: the same over the most recent weeks.
+        cold: (n_items) bool: never seen in training.
+    """
+
+    popularity: Floats
+    trend: Floats
+    cold: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class FusionWeights:
+    """The fusion's parameters; all arrays are (n_channels) float32.
+
+    Attributes:
+        weight: weight at popularity 0.
+        slope: what a popularity of 1 adds to it.
+        cold: weight for items never seen in training.
+        trend: weight of the trend in the bias.
+        cold_bias: the bias of items never seen in training.
+    """
+
+    weight: Floats
+    slope: Floats
+    cold: Floats
+    trend: float
+    cold_bias: float
+
+    @classmethod
+    def equal(cls, n_channels: int) -> FusionWeights:
+        """Every channel counts the same, everywhere."""
+        ones = np.ones(n_channels, np.float32)
+        return cls(ones, np.zeros_like(ones), ones.copy(), 0.0, 0.0)
+
+    @classmethod
+    def single(cls, n_channels: int, channel: int) -> FusionWeights:
+        """One channel alone."""
+        one = np.zeros(n_channels, np.float32)
+        one[channel] = 1.0
+        return cls(one, np.zeros_like(one), one.copy(), 0.0, 0.0)
+
+    def gates(self, side: ItemSide) -> Floats:
+        """g_c(i), (n_channels × n_items) float32."""
+        warm = np.maximum(self.weight[:, None] + self.slope[:, None] * side.popularity, 0.0)
+        return np.where(side.cold, self.cold[:, None], warm).astype(np.float32)
+
+    def bias(self, side: ItemSide) -> Floats:
+        """bias_i, (n_items) float32."""
+        return np.where(side.cold, self.cold_bias, self.trend * side.trend).astype(np.float32)
+
+    def vector(self) -> npt.NDArray[np.float64]:
+        """All parameters in one vector: weight, slope, cold, trend, cold_bias."""
+        last = np.array([self.trend, self.cold_bias])
+        return np.concatenate([self.weight, self.slope, self.cold, last]).astype(np.float64)
+
+    @classmethod
+    def from_vector(cls, vector: npt.NDArray[np.float64]) -> FusionWeights:
+        """The inverse of `vector`."""
+        n = (len(vector) - 2) // 3
+        parts = vector.astype(np.float32)
+        return cls(
+            parts[:n], parts[n : 2 * n], parts[2 * n : 3 * n], float(vector[-2]), float(vector[-1])
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The items among which the weights are searched, per query; padded places are not `real`.
+
+    They hold every channel's top items, warm and cold apart, so that whatever weights put on top
+    is among them (but for items that no channel has near its top).
+
+    Attributes:
+        scores: (n_queries × n_candidates × n_channels) float32.
+        items: (n_queries × n_candidates) int64 item numbers.
+        relevant: (n_queries × n_candidates) bool.
+        real: (n_queries × n_candidates) bool.
+        n_relevant: (n_queries) int64, over all items, not only the candidates.
+    """
+
+    scores: torch.Tensor
+    items: torch.Tensor
+    relevant: torch.Tensor
+    real: torch.Tensor
+    n_relevant: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, which: npt.NDArray[np.integer]) -> Candidates:
+        """The candidates of some of the queries."""
+        rows = torch.from_numpy(np.asarray(which, np.int64))
+        return Candidates(
+            self.scores[rows],
+            self.items[rows],
+            self.relevant[rows],
+            self.real[rows],
+            self.n_relevant[rows],
+        )
+
+
+class _Objective:
+    """NDCG@k of candidate lists as a function of the parameter vector; ties count as misses."""
+
+    def __init__(self, candidates: Candidates, side: ItemSide, k: int) -> None:
+        self.c = candidates
+        self.k = k
+        items = candidates.items
+        self.popularity = torch.from_numpy(side.popularity)[items]
+        self.trend = torch.from_numpy(side.trend)[items]
+        self.cold = torch.from_numpy(side.cold)[items]
+        self.rows, self.places = candidates.relevant.nonzero(as_tuple=True)
+        self.discount = 1.0 / torch.log2(torch.arange(2, k + 2, dtype=torch.float32))
+        ideal = self.discount.cumsum(0)[candidates.n_relevant.clamp(max=k) - 1]
+        self.share = 1.0 / (ideal[self.rows] * max(len(candidates), 1))
+
+    def part(self, vector: torch.Tensor, channel: int) -> torch.Tensor:
+        """What one channel adds to every candidate's score; channel -1 is the bias."""
+        n = self.c.scores.shape[2]
+        if channel < 0:
+            return torch.where(self.cold, vector[-1], vector[-2] * self.trend)
+        warm = (vector[channel] + vector[n + channel] * self.popularity).clamp(min=0.0)
+        return torch.where(self.cold, vector[2 * n + channel], warm) * self.c.scores[:, :, channel]
+
+    def scores(self, vector: torch.Tensor) -> torch.Tensor:
+        """(n_queries × n_candidates) fused scores."""
+        total = self.part(vector, -1)
+        for channel in range(self.c.scores.shape[2]):
+            total = total + self.part(vector, channel)
+        return total
+
+    def ranks(self, scores: torch.Tensor) -> torch.Tensor:
+        """How many candidates are at least as good as each relevant one, (n_relevant) int64."""
+        masked = scores.masked_fill(~self.c.real, -torch.inf)
+        own = masked[self.rows, self.places]
+        return (masked[self.rows] >= own[:, None]).sum(1) - 1
+
+    def value(self, scores: torch.Tensor) -> float:
+        """Mean NDCG@k."""
+        ranks = self.ranks(scores)
+        listed = ranks < self.k
+        return float((self.discount[ranks[listed]] * self.share[listed]).sum())
+
+
+def softmax_regression(
+    candidates: Candidates, side: ItemSide, start: FusionWeights, *, steps: int = 40
+) -> FusionWeights:
+    """Weights that make the relevant items likely under a softmax over the candidates (L-BFGS).
+
+    The gates' floor at 0 is left out while fitting, so that the loss is convex.
+    """
+    design = _design(candidates, side)  # (n_queries, n_candidates, n_parameters)
+    n = len(start.weight)
+    share = candidates.relevant.float()
+    share /= share.sum(1, keepdim=True).clamp(min=1.0) * max(len(candidates), 1)
+    of_query = share.sum(1, keepdim=True)
+    vector = torch.tensor(start.vector(), dtype=torch.float32)
+    optimizer = torch.optim.LBFGS([vector], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        scores = (design @ vector).masked_fill_(~candidates.real, -torch.inf)
+        log_total = scores.logsumexp(1, keepdim=True)
+        residual = torch.exp(scores - log_total) * of_query - share
+        vector.grad = torch.einsum("qmp,qm->p", design, residual) + 2e-4 * vector
+        fit = (share * (log_total - scores.masked_fill(~candidates.real, 0.0))).sum()
+        return float(fit + 1e-4 * vector.square().sum())
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    found = vector.numpy().astype(np.float64)
+    found[2 * n : 3 * n] = np.maximum(found[2 * n : 3 * n], 0.0)
+    return FusionWeights.from_vector(found)
+
+
+def _design(candidates: Candidates, side: ItemSide) -> torch.Tensor:
+    """What each parameter multiplies, (n_queries × n_candidates × n_parameters) float32."""
+    popularity, trend, cold = (
+        torch.from_numpy(values)[candidates.items][:, :, None]
+        for values in (side.popularity, side.trend, side.cold)
+    )
+    warm_scores = candidates.scores * ~cold
+    parts = [warm_scores, warm_scores * popularity, candidates.scores * cold, trend * ~cold, cold]
+    return torch.cat([part.float() for part in parts], dim=2)
+
+
+def coordinate_ascent(
+    candidates: Candidates,
+    side: ItemSide,
+    start: FusionWeights,
+    *,
+    k: int = 10,
+    rounds: int = 3,
+    with_cold: bool = True,
+) -> FusionWeights:
+    """Direct search on NDCG@k (Metzler and Croft, 2007), one parameter at a time.
+
+    Args:
+        candidates: what is ranked.
+        side: what the gates know of the items.
+        start: where the search begins.
+        k: cut-off of the NDCG.
+        rounds: passes over all parameters, each with half the steps of the one before.
+        with_cold: also search the parameters of items never seen in training.
+    """
+    objective = _Objective(candidates, side, k)
+    n = len(start.weight)
+    vector = torch.tensor(start.vector(), dtype=torch.float32)
+    size = max(float(vector[:n].abs().max()), 1e-3)
+    parts = {c: objective.part(vector, c) for c in range(-1, n)}
+    total = torch.stack(list(parts.values())).sum(0)
+    best = objective.value(total)
+    step = 0.5
+    for _ in range(rounds):
+        before = best
+        for place in range(len(vector)):
+            if not with_cold and (2 * n <= place < 3 * n or place == 3 * n + 1):
+                continue
+            channel = place % n if place < 3 * n else -1
+            others = total - parts[channel]
+            old = float(vector[place])
+            for moved in _moves(old, size, step, signed=n <= place < 2 * n or place >= 3 * n):
+                trial = vector.clone()
+                trial[place] = moved
+                part = objective.part(trial, channel)
+                value = objective.value(others + part)
+                if value > best + 1e-7:
+                    best, vector, parts[channel] = value, trial, part
+            total = others + parts[channel]
+        step /= 2.0
+        if best - before < 1e-5:
+            break
+    return FusionWeights.from_vector(vector.numpy().astype(np.float64))
+
+
+def _moves(old: float, size: float, step: float, *, signed: bool) -> list[float]:
+    """Values to try for one parameter around its present one."""
+    moves = [old * (1.0 + step), old / (1.0 + step), 0.0]
+    moves += [
+        old + step * size,
+        old - step * size,
+        old + 0.2 * step * size,
+        old - 0.2 * step * size,
+    ]
+    return sorted({m for m in moves if m != old and (signed or m >= 0.0)})
+
+
+def lift_cold(
+    candidates: Candidates, side: ItemSide, weights: FusionWeights, floor: float, *, k: int = 10
+) -> FusionWeights:
+    """Raise the bias of cold items until their recall@k reaches `floor`, no further.
+
+    Args:
+        candidates: what is ranked; the cold items relevant there are what recall is taken over.
+        side: what the gates know of the items.
+        weights: where to start; returned unchanged if they reach the floor.
+        floor: recall@k of relevant cold items to reach.
+        k: cut-off.
+    """
+    objective = _Objective(candidates, side, k)
+    cold = objective.cold[objective.rows, objective.places]
+    scores = objective.scores(torch.tensor(weights.vector(), dtype=torch.float32))
+
+    def recall(lift: float) -> float:
+        ranks = objective.ranks(scores + lift * objective.cold)
+        return float((ranks[cold] < k).float().mean())
+
+    if not cold.any() or recall(0.0) >= floor:
+        return weights
+    low, high = 0.0, float(scores[candidates.real].abs().max()) + 1.0
+    for _ in range(20):
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if recall(middle) >= floor else (middle, high)
+    return replace(weights, cold_bias=weights.cold_bias + high)

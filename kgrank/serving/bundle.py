@@ -1,0 +1,273 @@
+"""A fitted shop: everything that ranking and explaining need, in memory and on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from safetensors.numpy import load_file, save_file
+
+from kgrank.config import Config
+from kgrank.errors import BundleError
+from kgrank.fusion.channels import Channel, DenseFeatures, Form, ItemItem, SparseFeatures
+from kgrank.fusion.evidence import SPLITS, numbered
+from kgrank.fusion.history import Decay, Histories
+from kgrank.fusion.model import FusedModel, Head
+from kgrank.fusion.selection import Choice
+from kgrank.fusion.training import Fit
+from kgrank.fusion.weights import FusionWeights, ItemSide
+from kgrank.kg.graph import ItemEntityMatrix, KnowledgeGraph
+from kgrank.kg.splits import SplitCuts, SplitSettings
+from kgrank.kg.tables import Tables
+from kgrank.kg.vocabulary import Vocabulary
+from kgrank.serving.bundle_folder import open_bundle, write_bundle
+
+if TYPE_CHECKING:
+    from kgrank.serving.training import Prepared
+
+_FORMS = {"item_item": ItemItem, "features": SparseFeatures, "vectors": DenseFeatures}
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A fitted model with the histories, names and graph it speaks of.
+
+    Attributes:
+        config: the configuration it was fitted with.
+        model: channels, gates and fusion weights.
+        users: numbers the users.
+        items: numbers the items.
+        events: the histories, `user_id`, `item_id`, `event`, `timestamp` or `position`, `value`,
+            `split` ("train" or "valid").
+        item_table: the items as they were given.
+        user_table: the users as they were given.
+        graph: all facts, test events left out.
+        cuts: how the events were split.
+        source: where the tables came from; None for tables made in memory.
+        facts: what was found while fitting: counts, choices, cross-fitted metrics on valid.
+    """
+
+    config: Config
+    model: FusedModel
+    users: Vocabulary
+    items: Vocabulary
+    events: pd.DataFrame
+    item_table: pd.DataFrame
+    user_table: pd.DataFrame
+    graph: KnowledgeGraph
+    cuts: SplitCuts
+    source: Path | None
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, tables: Tables, config: Config, prepared: Prepared, fitted: Fit) -> Bundle:
+        """The bundle of a finished fit."""
+        split = prepared.cuts.apply(tables.events)
+        events = split[split["split"] != "test"].reset_index(drop=True)
+        encoded = prepared.encoded
+        facts = {
+            "rows": {name: int((prepared.splits == n).sum()) for n, name in enumerate(SPLITS[:2])},
+            "users": len(prepared.users),
+            "items": len(prepared.items),
+            "edges": prepared.graph.n_edges,
+            "text_encoder": prepared.encoder,
+            "text_vectors": asdict(encoded) if encoded else None,
+            "ease_penalty": fitted.ease_penalty,
+            "choices": {name: _choice_to_json(choice) for name, choice in fitted.choices.items()},
+            "fusion": {
+                head: {"method": fused.method, "valid_ndcg@10": fused.ndcg}
+                for head, fused in fitted.fused.items()
+            },
+        }
+        return cls(
+            config=config,
+            model=fitted.model,
+            users=prepared.users,
+            items=prepared.items,
+            events=events,
+            item_table=tables.items,
+            user_table=tables.users,
+            graph=prepared.graph,
+            cuts=prepared.cuts,
+            source=tables.source.resolve() if tables.source else None,
+            facts=facts,
+        )
+
+    @cached_property
+    def histories(self) -> Histories:
+        """The events by user, in order of time."""
+        return numbered(self.events, self.users, self.items)[0]
+
+    @cached_property
+    def item_entities(self) -> ItemEntityMatrix:
+        """Which graph edges stand behind each entry of the graph channel's features."""
+        return self.graph.item_entity_matrix(self.items)
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Item id → title, or the id where there is none."""
+        table = self.item_table
+        return {i: t or i for i, t in zip(table["item_id"], table["title"], strict=True)}
+
+    def save(self, models: str | Path) -> Path:
+        """Write the bundle into a models folder and make it the current one.
+
+        Returns:
+            the bundle's folder, `models/<UTC>-<hash>`.
+        """
+        manifest = {
+            "config": self.config.as_dict(),
+            "source": str(self.source) if self.source else None,
+            "cuts": _cuts_to_json(self.cuts),
+            "channels": [
+                {
+                    "name": channel.name,
+                    "form": next(f for f, kind in _FORMS.items() if isinstance(channel.form, kind)),
+                    "decay": _decay_to_json(channel.decay),
+                }
+                for channel in self.model.channels
+            ],
+            "heads": {
+                head: {"trend": weights.trend, "cold_bias": weights.cold_bias}
+                for head, weights in self.model.heads.items()
+            },
+            "facts": self.facts,
+        }
+        return write_bundle(Path(models), self._write, manifest)
+
+    def _write(self, folder: Path) -> None:
+        side = self.model.side
+        weights: dict[str, np.ndarray] = {
+            "side.popularity": side.popularity,
+            "side.trend": side.trend,
+            "side.cold": side.cold.astype(np.uint8),
+        }
+        for head, fusion in self.model.heads.items():
+            for part in ("weight", "slope", "cold"):
+                weights[f"head.{head}.{part}"] = getattr(fusion, part)
+        arrays: dict[str, dict[str, np.ndarray]] = {"weights": weights, **{f: {} for f in _FORMS}}
+        for channel in self.model.channels:
+            name, form = channel.name, channel.form
+            if isinstance(form, DenseFeatures):
+                arrays["vectors"][name] = form.values.cpu().numpy()
+            else:
+                sparse = form.weights if isinstance(form, ItemItem) else form.values
+                file = arrays["item_item" if isinstance(form, ItemItem) else "features"]
+                file[f"{name}.indptr"] = sparse.indptr.astype(np.int64)
+                file[f"{name}.indices"] = sparse.indices.astype(np.int32)
+                file[f"{name}.data"] = sparse.data.astype(np.float32)
+                file[f"{name}.shape"] = np.array(sparse.shape, np.int64)
+        for name, content in arrays.items():
+            contiguous = {key: np.ascontiguousarray(value) for key, value in content.items()}
+            save_file(contiguous, folder / f"{name}.safetensors")
+        self.graph.save(folder / "graph")
+        self.item_table.to_parquet(folder / "items.parquet", index=False)
+        self.user_table.to_parquet(folder / "users.parquet", index=False)
+        self.events.to_parquet(folder / "events.parquet", index=False)
+        ids = pd.DataFrame({"user_id": self.users.ids()})
+        ids.to_parquet(folder / "user_ids.parquet", index=False)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bundle:
+        """Read a bundle's folder, or the current one of a models folder; every byte is checked.
+
+        Raises:
+            BundleError: something is missing, damaged, too large or of an unknown format.
+        """
+        folder, manifest = open_bundle(Path(path))
+        try:
+            return cls._read(folder, manifest)
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            raise BundleError(
+                f"{folder}: found a bundle whose parts do not fit together ({error}); allowed: "
+                "one written by this version. Train it again."
+            ) from error
+
+    @classmethod
+    def _read(cls, folder: Path, manifest: Mapping[str, Any]) -> Bundle:
+        arrays = {n: load_file(folder / f"{n}.safetensors") for n in ("weights", *_FORMS)}
+        weights = arrays["weights"]
+        side = ItemSide(
+            weights["side.popularity"], weights["side.trend"], weights["side.cold"].astype(bool)
+        )
+        heads = {
+            cast(Head, head): FusionWeights(
+                weights[f"head.{head}.weight"],
+                weights[f"head.{head}.slope"],
+                weights[f"head.{head}.cold"],
+                float(scalars["trend"]),
+                float(scalars["cold_bias"]),
+            )
+            for head, scalars in manifest["heads"].items()
+        }
+        channels = tuple(
+            Channel(
+                entry["name"],
+                _decay_from_json(entry["decay"]),
+                _form(entry["form"], entry["name"], arrays[entry["form"]]),
+            )
+            for entry in manifest["channels"]
+        )
+        items = pd.read_parquet(folder / "items.parquet")
+        users = pd.read_parquet(folder / "user_ids.parquet")
+        return cls(
+            config=Config.from_dict(manifest["config"], "manifest.json"),
+            model=FusedModel(channels, side, heads),
+            users=Vocabulary.from_ids(users["user_id"]),
+            items=Vocabulary.from_ids(items["item_id"]),
+            events=pd.read_parquet(folder / "events.parquet"),
+            item_table=items,
+            user_table=pd.read_parquet(folder / "users.parquet"),
+            graph=KnowledgeGraph.load(folder / "graph"),
+            cuts=_cuts_from_json(manifest["cuts"]),
+            source=Path(manifest["source"]) if manifest["source"] else None,
+            facts=manifest["facts"],
+        )
+
+
+def _form(kind: str, name: str, arrays: Mapping[str, np.ndarray]) -> Form:
+    if kind == "vectors":
+        vectors = arrays[name]
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"vectors of channel {name!r} are not finite")
+        return DenseFeatures(torch.from_numpy(vectors))
+    data = arrays[f"{name}.data"]
+    if not np.isfinite(data).all():
+        raise ValueError(f"weights of channel {name!r} are not finite")
+    shape = tuple(int(n) for n in arrays[f"{name}.shape"])
+    sparse = sp.csr_matrix((data, arrays[f"{name}.indices"], arrays[f"{name}.indptr"]), shape)
+    sparse.check_format(full_check=True)
+    return ItemItem(sparse) if kind == "item_item" else SparseFeatures(sparse)
+
+
+def _choice_to_json(choice: Choice) -> dict[str, Any]:
+    ridge = asdict(choice.ridge) if choice.ridge else None
+    decay = _decay_to_json(choice.decay)
+    return {"decay": decay, "ridge": ridge, "power": choice.power, "valid_ndcg@10": choice.ndcg}
+
+
+def _decay_to_json(decay: Decay) -> dict[str, Any]:
+    finite = {k: v for k, v in asdict(decay).items() if k == "kinds" or math.isfinite(v)}
+    return {k: v for k, v in finite.items() if v is not None}
+
+
+def _decay_from_json(values: Mapping[str, Any]) -> Decay:
+    return Decay(**values)
+
+
+def _cuts_to_json(cuts: SplitCuts) -> dict[str, Any]:
+    by_user = cuts.by_user.model_dump() if cuts.by_user else None
+    return {"valid_from": cuts.valid_from, "test_from": cuts.test_from, "by_user": by_user}
+
+
+def _cuts_from_json(values: Mapping[str, Any]) -> SplitCuts:
+    by_user = SplitSettings(**values["by_user"]) if values["by_user"] else None
+    return SplitCuts(values["valid_from"], values["test_from"], by_user)

@@ -1,0 +1,340 @@
+"""How well a bundle ranks the events it has not seen, beside popularity and EASE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+
+from kgrank.errors import ConfigError, DataError, Fault
+from kgrank.fusion.evidence import SPLITS, Evidence, Progress, numbered
+from kgrank.fusion.history import Decay, Histories, Spans
+from kgrank.fusion.item_item import Ridge
+from kgrank.fusion.metrics import ListMetrics, list_metrics
+from kgrank.fusion.model import FusedModel, Head, exclude, top_n
+from kgrank.fusion.queries import (
+    Queries,
+    all_allowed,
+    new_only,
+    next_queries,
+    only_items,
+    user_queries,
+)
+from kgrank.kg.tables import Tables, read_tables
+from kgrank.serving.bundle import Bundle
+from kgrank.serving.training import silent, train
+
+K = (10, 20)
+CELLS = 16_000_000  # queries × items scored at a time
+OWN_HISTORY = Decay(half_life=60.0 * float(np.log(2.0)))  # e^(-days / 60)
+OPTIONS = {
+    "split": ("test", "valid"),
+    "protocol": ("user", "next"),
+    "history": ("all", "train"),
+    "repeats": ("exclude", "allow", "only"),
+    "relevant": ("all", "new"),
+    "graph": ("true", "shuffled", "none", "all"),
+}
+
+Scorer = Callable[[Histories, Spans], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The queries of an evaluation, and what its slices are taken over.
+
+    Attributes:
+        queries: what is ranked for, against what.
+        cold: (n_items) bool: never in train.
+        new_user: (n_queries) bool: the user has no train event.
+    """
+
+    queries: Queries
+    cold: npt.NDArray[np.bool_]
+    new_user: npt.NDArray[np.bool_]
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    *,
+    source: Path | None = None,
+    split: str = "test",
+    protocol: str = "user",
+    history: str = "all",
+    repeats: str = "exclude",
+    relevant: str = "all",
+    graph: str = "true",
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Rank all items for every query of a split and compare with what happened.
+
+    Args:
+        bundle: what is evaluated.
+        source: the tables; where the bundle was trained from if None.
+        split: "test" or "valid".
+        protocol: "user": one list a user from the bundle's histories, relevant = the user's rows of
+            the split; "next": every row of the split is a query, all events of the user before it
+            are its history. There the row's own item may be listed though the user has met it.
+        history: "all" (train + valid) or "train": what lists are made from. Items of either are
+            not recommended again.
+        repeats: "exclude" lists only items that are not in the history, "allow" all, "only" those.
+        relevant: "all" rows of the split, or the "new" ones: items the user had not met.
+        graph: "true" evaluates the bundle; "shuffled" and "none" fit again with tails and
+            attribute values permuted, or without triples and attributes; "all" does all three.
+        cache: folder of text vectors for the fits.
+        progress: told of each stage.
+
+    Returns:
+        the JSON object of `kgrank evaluate --json`.
+
+    Raises:
+        ConfigError: an option is none of the allowed ones.
+        DataError: the tables are at fault, are not those of the bundle, or the split is empty.
+    """
+    given = {"split": split, "protocol": protocol, "history": history, "repeats": repeats}
+    _check_options({**given, "relevant": relevant, "graph": graph})
+    tables = _tables(bundle, source)
+    variants = ("true", "shuffled", "none") if graph == "all" else (graph,)
+    results, per_query = {}, {}
+    for variant in variants:
+        fitted = bundle if variant == "true" else _refit(bundle, tables, variant, cache, progress)
+        asked = _ask(fitted, tables, split, protocol, history, repeats, relevant)
+        head: Head = "new" if repeats == "exclude" else "all"
+        lists = _Lists(asked, repeats, progress)
+        scores, result = lists.judge(_model_scores(fitted.model, head), "kgrank")
+        result["baselines"] = {
+            name: lists.judge(scorer, name)[1]["metrics"]
+            for name, scorer in _baselines(fitted, repeats).items()
+        }
+        results[variant], per_query[variant] = result, scores.ndcg[10]
+    users = len(np.unique(asked.queries.users))
+    shown = {"protocol": protocol, "split": split, "users": users, "queries": len(asked.queries)}
+    out = {**shown, "history": history, "repeats": repeats, "relevant": relevant}
+    out |= results[variants[0]]
+    if graph != "true":
+        out["graph"] = {name: result["metrics"] for name, result in results.items()}
+    if graph == "all":
+        out["graph_difference"] = {
+            other: _difference(per_query["true"], per_query[other]) for other in variants[1:]
+        }
+    return out
+
+
+def _check_options(given: Mapping[str, str]) -> None:
+    for name, value in given.items():
+        if value not in OPTIONS[name]:
+            allowed = ", ".join(OPTIONS[name])
+            raise ConfigError(f"{name}: found {value!r}; allowed: {allowed}. Pass one of them.")
+
+
+def _tables(bundle: Bundle, source: Path | None) -> Tables:
+    where = source or bundle.source
+    if where is None:
+        raise ConfigError(
+            "source: found a bundle of tables made in memory; allowed: a folder of tables. "
+            "Name it with --source."
+        )
+    return read_tables(where)
+
+
+def _refit(
+    bundle: Bundle, tables: Tables, variant: str, cache: Path | None, progress: Progress
+) -> Bundle:
+    changed = tables.without_graph()
+    if variant == "shuffled":
+        changed = tables.with_shuffled_graph(bundle.config.fit.seed)
+    split = bundle.cuts.apply(changed.events)
+    config = bundle.config
+    if variant == "none":
+        kg = config.kg.model_copy(update={"bins": {}, "categorical": ()})
+        config = config.model_copy(update={"kg": kg})
+    return train(replace(changed, events=split), config, cache=cache, progress=progress)
+
+
+def _ask(
+    bundle: Bundle,
+    tables: Tables,
+    split: str,
+    protocol: str,
+    history: str,
+    repeats: str,
+    relevant: str,
+) -> Asked:
+    """The queries of the split."""
+    events = bundle.cuts.apply(tables.events)
+    unknown = ~events["item_id"].isin(bundle.item_table["item_id"])
+    if unknown.any():
+        row = int(np.flatnonzero(unknown)[0])
+        found = f"item {events['item_id'].iloc[row]!r}, which the bundle does not know"
+        mend = "Evaluate on the tables the bundle was trained on, or train it again."
+        allowed = "items of the bundle"
+        raise DataError(
+            [Fault("events", None, "item_id", found, allowed, mend, int(unknown.sum()))]
+        )
+    if split == "valid":
+        events = events[events["split"] != "test"]
+    new = events.loc[~events["user_id"].isin(bundle.users.ids()), "user_id"].unique()
+    users = bundle.users.extended(new)
+    full, splits = numbered(events, users, bundle.items)
+    asked = splits == SPLITS.index(split)
+    if not asked.any():
+        mend = "Give rows of the split, or widen [split]."
+        raise DataError([Fault("events", None, "split", f"no {split} users", "some", mend)])
+    in_train = splits == 0
+    before = in_train if history == "train" or split == "valid" else splits < 2
+    if protocol == "user":
+        queries = user_queries(full.where(before), full.where(asked), full.where(splits < 2))
+        if split == "valid":
+            queries = replace(queries, excluded=full.where(before).binary()[queries.users])
+    else:
+        queries = _next(full, np.flatnonzero(asked), in_train if history == "train" else None)
+    if relevant == "new":
+        queries = _new(full, queries)
+    if repeats != "exclude":
+        queries = all_allowed(queries)
+    train_items = np.bincount(full.items[in_train], minlength=full.n_items)
+    train_events = np.bincount(full.users()[in_train], minlength=full.n_users)
+    return Asked(queries, train_items == 0, train_events[queries.users] == 0)
+
+
+def _next(
+    full: Histories, rows: npt.NDArray[np.int64], kept: npt.NDArray[np.bool_] | None
+) -> Queries:
+    """Every row is a query; its history is what happened strictly before it."""
+    queries = next_queries(full, rows)
+    last = queries.spans.last.copy()
+    while True:  # events at the same time are not before
+        tied = (last > queries.spans.first) & (full.times[last - 1] == full.times[rows])
+        if not tied.any():
+            break
+        last[tied] -= 1
+    spans = Spans(queries.spans.first, last)
+    met = full.weights(spans, Decay())
+    met.data[:] = 1.0
+    excluded = (met - met.multiply(queries.relevant)).tocsr()
+    excluded.eliminate_zeros()
+    histories = full
+    if kept is not None:
+        counts = np.r_[0, np.cumsum(kept)]
+        histories, spans = full.where(kept), Spans(counts[spans.first], counts[spans.last])
+    return Queries(histories, spans, queries.users, queries.relevant, excluded)
+
+
+def _new(full: Histories, queries: Queries) -> Queries:
+    met = queries.histories.weights(queries.spans, Decay())
+    met.data[:] = 1.0
+    excluded = queries.excluded.maximum(met)
+    narrowed = new_only(replace(queries, excluded=excluded))
+    if not len(narrowed):
+        mend = "Ask for all relevant rows."
+        found = f"no new items among {full.n_items}"
+        raise DataError([Fault("events", None, "item_id", found, "some new items", mend)])
+    return narrowed
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Lists of any scorer for the same queries, and their metrics."""
+
+    asked: Asked
+    repeats: str
+    progress: Progress
+
+    def judge(self, scorer: Scorer, name: str) -> tuple[ListMetrics, dict[str, Any]]:
+        """Metrics of each query, and the summary."""
+        queries = self.asked.queries
+        top, first = self._rank(scorer, name)
+        n_items = queries.histories.n_items
+        scores = replace(list_metrics(top, queries.relevant, K), reciprocal_rank=first)
+        listed = np.unique(top[:, :10])
+        coverage = float((listed >= 0).sum() / n_items)
+        metrics = {**scores.means(), "coverage@10": coverage}
+        cold = only_items(queries.relevant, self.asked.cold)
+        of_cold = np.flatnonzero(np.diff(cold.indptr))
+        slices: dict[str, Any] = {"cold_items": {"queries": len(of_cold)}}
+        if len(of_cold):
+            found = list_metrics(top[of_cold], cold[of_cold], K).means()
+            found.pop("mrr")
+            slices["cold_items"] |= found
+        slices["new_users"] = {"queries": int(self.asked.new_user.sum())}
+        if self.asked.new_user.any():
+            slices["new_users"] |= scores.means(self.asked.new_user)
+        return scores, {"metrics": metrics, "slices": slices}
+
+    def _rank(
+        self, scorer: Scorer, name: str
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """The top max(K) of each query, and 1 / rank of the first relevant item among all."""
+        queries = self.asked.queries
+        size = max(1, CELLS // queries.histories.n_items)
+        tops, firsts = [], []
+        for start in range(0, len(queries), size):
+            self.progress(f"ranking ({name})", start, len(queries))
+            block = queries.take(np.arange(start, min(start + size, len(queries))))
+            scores = exclude(scorer(block.histories, block.spans), block.excluded)
+            if self.repeats == "only":
+                scores = _only_met(scores, block)
+            tops.append(top_n(scores, max(K))[0].numpy())
+            firsts.append(_first_ranks(scores, block.relevant))
+        self.progress(f"ranking ({name})", len(queries), len(queries))
+        return np.concatenate(tops), np.concatenate(firsts)
+
+
+def _only_met(scores: torch.Tensor, queries: Queries) -> torch.Tensor:
+    met = queries.histories.weights(queries.spans, Decay()).toarray() > 0.0
+    return scores.masked_fill_(~torch.from_numpy(met), -torch.inf)
+
+
+def _first_ranks(scores: torch.Tensor, relevant: sp.csr_matrix) -> npt.NDArray[np.float64]:
+    """1 / rank of each row's best relevant item in the full ranking; 0 if it is not listed."""
+    wanted = torch.from_numpy(relevant.toarray() > 0.0)
+    best = scores.masked_fill(~wanted, -torch.inf)
+    value, item = best.max(dim=1, keepdim=True)  # of equal ones, the first
+    places = torch.arange(scores.shape[1])
+    ahead = (scores > value) | ((scores == value) & (places < item))
+    rank = ahead.sum(1) + 1
+    listed = torch.isfinite(value[:, 0])
+    return np.asarray(torch.where(listed, 1.0 / rank.double(), 0.0))
+
+
+def _model_scores(model: FusedModel, head: Head) -> Scorer:
+    return lambda histories, spans: model.scores(histories, spans, head)
+
+
+def _baselines(bundle: Bundle, repeats: str) -> dict[str, Scorer]:
+    """Popularity and EASE on what the bundle's channels were fitted on; own history for repeats."""
+    histories, splits = numbered(bundle.events, bundle.users, bundle.items)
+    seen = histories if bundle.config.fit.refit else histories.where(splits == 0)
+    users = torch.from_numpy(np.asarray(seen.binary().sum(axis=0), np.float32).ravel())
+    moments = Evidence.of_events(seen).linear_moments()
+    penalty = float(bundle.facts["ease_penalty"])
+    weights = moments.weights(Ridge(penalty), neighbors=bundle.config.fit.neighbors)
+
+    def ease(of: Histories, spans: Spans) -> torch.Tensor:
+        met = of.weights(spans, Decay())
+        met.data[:] = 1.0
+        return torch.from_numpy((met @ weights).toarray())
+
+    scorers: dict[str, Scorer] = {
+        "popularity": lambda of, spans: users.repeat(len(spans), 1),
+        "ease": ease,
+    }
+    if repeats != "exclude":
+        scorers["own_history"] = lambda of, spans: torch.from_numpy(
+            of.weights(spans, OWN_HISTORY).toarray()
+        )
+    return scorers
+
+
+def _difference(ours: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Paired difference of NDCG@10 over queries, with its standard error."""
+    paired = ours - other
+    error = float(paired.std(ddof=1) / np.sqrt(len(paired))) if len(paired) > 1 else float("nan")
+    return {"ndcg@10": float(paired.mean()), "standard_error": error}

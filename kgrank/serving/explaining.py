@@ -1,0 +1,232 @@
+"""Taking a score apart: by channel, by history event, and along the graph paths that carried it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from kgrank.errors import UnknownIdError
+from kgrank.fusion.channels import SparseFeatures
+from kgrank.fusion.model import EventParts, FusedModel, Head
+from kgrank.kg.vocabulary import Node
+from kgrank.serving.bundle import Bundle
+from kgrank.serving.explanation import EventShare, Explanation, Path, PathEdge, PathNode
+from kgrank.serving.wording import describe
+
+
+@dataclass(frozen=True)
+class EntityInterest:
+    """An entity that several of a user's products share; `share` sums to 1 over all entities."""
+
+    id: str
+    type: str
+    name: str
+    share: float
+    item_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the engine knows of a user.
+
+    Attributes:
+        events: kind of event → how many.
+        first, last: seconds UTC of the oldest and newest event; None where events have no time.
+        items: the newest distinct items, newest first.
+        entities: what the items have in common, strongest first.
+    """
+
+    user_id: str
+    events: dict[str, int]
+    first: float | None
+    last: float | None
+    items: tuple[str, ...]
+    entities: tuple[EntityInterest, ...]
+
+
+def explain(
+    bundle: Bundle,
+    model: FusedModel,
+    user_id: str,
+    item_id: str,
+    max_paths: int,
+    head: Head | None,
+    language: str,
+) -> Explanation:
+    """See `Recommender.explain`."""
+    user, item = int(bundle.users.numbers([user_id])[0]), int(bundle.items.numbers([item_id])[0])
+    histories = bundle.histories
+    span = histories.of_users(np.array([user]))
+    if head is None:
+        met = histories.items[span.first[0] : span.last[0]]
+        head = "all" if item in met else "new"
+    parts = model.parts(histories, span, item, head)
+    contributions = {
+        channel.name: float(part)
+        for channel, part in zip(model.channels, parts.parts.sum(axis=1), strict=True)
+    }
+    events = _event_shares(bundle, parts)
+    paths = tuple(graph_paths(bundle, model, user_id, item, parts)[:max_paths])
+    text = describe(
+        bias=parts.bias,
+        contributions=contributions,
+        events=events,
+        paths=paths,
+        item_names=bundle.names,
+        language=language,
+    )
+    return Explanation(
+        user_id=user_id,
+        item_id=item_id,
+        score=parts.score,
+        bias=parts.bias,
+        contributions=contributions,
+        events=events,
+        paths=paths,
+        rules=(),
+        text=text,
+    )
+
+
+def _event_shares(bundle: Bundle, parts: EventParts) -> tuple[EventShare, ...]:
+    histories = bundle.histories
+    brought = parts.parts.sum(axis=0)
+    order = np.argsort(-brought, kind="stable")
+    items = bundle.items.ids(histories.items[parts.events])
+    kinds = histories.kinds[parts.events]
+    return tuple(
+        EventShare(str(items[e]), histories.kind_names[kinds[e]], float(brought[e])) for e in order
+    )
+
+
+def graph_paths(
+    bundle: Bundle, model: FusedModel, user_id: str, item: int, parts: EventParts
+) -> list[Path]:
+    """The paths user → product → entity → product that carried the graph channel's part.
+
+    Each (product, entity) pair carries factor × F[product, entity] × F[item, entity]; all of them
+    sum to the channel's contribution. What is returned: the strongest path through each entity,
+    strongest first, paths over a product not yet shown before others.
+    """
+    numbers = [n for n, channel in enumerate(model.channels) if channel.name == "graph"]
+    form = model.channels[numbers[0]].form if numbers else None
+    if not isinstance(form, SparseFeatures) or not len(parts.events):
+        return []
+    shares = path_shares(bundle, form, item, parts.factors[numbers[0]], parts.events)
+    best: dict[int, tuple[float, int]] = {}
+    for of, entity, share in shares.itertuples(index=False):
+        if share > best.get(entity, (0.0, -1))[0]:
+            best[entity] = (share, of)
+    ranked = sorted(best.items(), key=lambda entry: (-entry[1][0], entry[0]))
+    fresh: list[tuple[int, int, float]] = []
+    again: list[tuple[int, int, float]] = []
+    shown = set[int]()
+    for entity, (share, of) in ranked:
+        (again if of in shown else fresh).append((of, entity, share))
+        shown.add(of)
+    return [
+        _path(bundle, user_id, of, entity, item, share, parts.events)
+        for of, entity, share in (*fresh, *again)
+    ]
+
+
+def path_shares(
+    bundle: Bundle,
+    form: SparseFeatures,
+    item: int,
+    factors: np.ndarray,
+    events: np.ndarray,
+) -> pd.DataFrame:
+    """Every path's share of the graph channel's contribution: `item`, `entity`, `share`.
+
+    Args:
+        bundle: for the histories.
+        form: the graph channel's features.
+        item: the product explained.
+        factors: (n_events) what each event's product is multiplied by.
+        events: (n_events) event numbers.
+    """
+    items = bundle.histories.items[events]
+    own = form.values[item]
+    rows = form.values[items][:, own.indices].tocoo()
+    share = factors[rows.row] * rows.data * own.data[rows.col]
+    table = pd.DataFrame({"item": items[rows.row], "entity": own.indices[rows.col], "share": share})
+    return table.groupby(["item", "entity"], as_index=False, sort=True)[["share"]].sum()
+
+
+def _path(
+    bundle: Bundle,
+    user_id: str,
+    of: int,
+    column: int,
+    item: int,
+    share: float,
+    events: np.ndarray,
+) -> Path:
+    graph, entities = bundle.graph, bundle.item_entities
+    kinds = bundle.histories.kinds[events[bundle.histories.items[events] == of]]
+    kind = bundle.histories.kind_names[int(np.bincount(kinds).argmax())]
+    first, last = (_path_edge(bundle, int(entities.edges_at(row, column)[0])) for row in (of, item))
+    of_id, item_id = (str(i) for i in bundle.items.ids(np.array([of, item])))
+    middle = graph.node(int(entities.columns[column]))
+    nodes = (
+        graph.node(graph.node_number("user", user_id)),
+        graph.node(graph.node_number("item", of_id)),
+        middle,
+        graph.node(graph.node_number("item", item_id)),
+    )
+    edges = (PathEdge(kind, user_id, of_id), first, last)
+    return Path(tuple(map(_path_node, nodes)), edges, float(share))
+
+
+def _path_node(node: Node) -> PathNode:
+    return PathNode(node.id, node.type, node.name)
+
+
+def _path_edge(bundle: Bundle, number: int) -> PathEdge:
+    edge = bundle.graph.edge(number)
+    head, tail = bundle.graph.node(edge.head), bundle.graph.node(edge.tail)
+    return PathEdge(edge.relation, head.id, tail.id)
+
+
+def profile(bundle: Bundle, user_id: str, *, n_items: int = 10, n_entities: int = 10) -> Profile:
+    """See `Recommender.profile`."""
+    if user_id not in bundle.users:
+        bundle.users.numbers([user_id])
+        raise UnknownIdError(user_id)
+    histories = bundle.histories
+    span = histories.of_users(bundle.users.numbers([user_id]))
+    events = np.arange(span.first[0], span.last[0])
+    items = histories.items[events]
+    kinds = np.bincount(histories.kinds[events], minlength=len(histories.kind_names))
+    times = histories.times[events]
+    timed = len(times) > 0 and bool(np.isfinite(times).all())
+    newest = list(dict.fromkeys(items[::-1].tolist()))[:n_items]
+    return Profile(
+        user_id=user_id,
+        events={k: int(n) for k, n in zip(histories.kind_names, kinds, strict=True) if n},
+        first=float(times.min()) if timed else None,
+        last=float(times.max()) if timed else None,
+        items=tuple(str(i) for i in bundle.items.ids(np.array(newest, np.int64))),
+        entities=_interests(bundle, items, n_entities),
+    )
+
+
+def _interests(bundle: Bundle, items: np.ndarray, n: int) -> tuple[EntityInterest, ...]:
+    graph_channel = [c.form for c in bundle.model.channels if c.name == "graph"]
+    if not graph_channel or not isinstance(graph_channel[0], SparseFeatures) or not len(items):
+        return ()
+    rows = graph_channel[0].values[items].tocoo()
+    weights = np.bincount(rows.col, rows.data, minlength=rows.shape[1])
+    total = weights.sum() or 1.0
+    interests = []
+    for column in np.argsort(-weights, kind="stable")[:n]:
+        if weights[column] > 0.0:
+            node = bundle.graph.node(int(bundle.item_entities.columns[column]))
+            of = np.unique(items[rows.row[rows.col == column]])
+            ids = tuple(str(i) for i in bundle.items.ids(of))
+            share = float(weights[column] / total)
+            interests.append(EntityInterest(node.id, node.type, node.name, share, ids))
+    return tuple(interests)

@@ -1,0 +1,141 @@
+"""From tables to the numbers a fit sees, and to the fitted bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+
+from kgrank.config import Config
+from kgrank.encoders.cache import EncodeReport, VectorCache, encode_cached
+from kgrank.encoders.text import TextEncoder, item_texts
+from kgrank.encoders.tfidf import tfidf
+from kgrank.encoders.whitening import whiten
+from kgrank.fusion.evidence import ItemFeatures, Progress, entity_features, numbered
+from kgrank.fusion.history import Histories
+from kgrank.fusion.training import fit
+from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.splits import SplitCuts, split_events
+from kgrank.kg.tables import Tables
+from kgrank.kg.vocabulary import Vocabulary
+from kgrank.serving.bundle import Bundle
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The progress of those who do not want to be told."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Tables as numbers. No test event is in here.
+
+    Attributes:
+        users: numbers the users.
+        items: numbers the items.
+        histories: train and valid events.
+        splits: (n_events) 0 = train, 1 = valid.
+        graph: all facts but those of test events.
+        features: what is known of the items.
+        cuts: how the events were split.
+        encoded: what the text encoder did; None without one.
+        encoder: name and fingerprint of the text encoder; empty without one.
+    """
+
+    users: Vocabulary
+    items: Vocabulary
+    histories: Histories
+    splits: npt.NDArray[np.int8]
+    graph: KnowledgeGraph
+    features: ItemFeatures
+    cuts: SplitCuts
+    encoded: EncodeReport | None
+    encoder: dict[str, str]
+
+
+def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = silent) -> Prepared:
+    """Number the tables, build the graph, turn text into features.
+
+    Args:
+        tables: validated tables.
+        config: the configuration.
+        cache: folder where text vectors are kept between runs.
+        progress: told of each stage.
+
+    Raises:
+        ModelError: the text encoder that the configuration names cannot be loaded.
+    """
+    progress("graph", 0, 1)
+    events, cuts = split_events(tables.events, config.split)
+    seen = events[events["split"] != "test"]
+    known = pd.concat([seen["user_id"], tables.users["user_id"]])
+    users = Vocabulary.from_ids(known.drop_duplicates())
+    items = Vocabulary.from_ids(tables.items["item_id"])
+    histories, splits = numbered(seen, users, items)
+    graph = KnowledgeGraph.from_tables(replace(tables, events=seen), config.kg)
+    progress("graph", 1, 1)
+    texts = item_texts(tables.items, config.text)
+    words = tfidf(texts, config.tfidf).matrix if any(map(str.strip, texts)) else None
+    vectors, encoded, encoder = _vectors(texts, config, cache, progress)
+    n_items = len(items)
+    linked = graph.item_entity_matrix(items).matrix
+    features = ItemFeatures(
+        words=_csr(words, n_items),
+        entities=entity_features(_csr(linked if linked.shape[1] else None, n_items)),
+        vectors=vectors,
+    )
+    return Prepared(users, items, histories, splits, graph, features, cuts, encoded, encoder)
+
+
+def _csr(matrix: Any, n_items: int) -> sp.csr_matrix:
+    if matrix is None:
+        return sp.csr_matrix((n_items, 1), dtype=np.float32)
+    return sp.csr_matrix(matrix, dtype=np.float32)
+
+
+def _vectors(
+    texts: list[str], config: Config, cache: Path, progress: Progress
+) -> tuple[npt.NDArray[np.float32] | None, EncodeReport | None, dict[str, str]]:
+    encoder = TextEncoder.from_settings(config.text)
+    if encoder is None or not any(map(str.strip, texts)):
+        return None, None, {}
+    progress("text vectors", 0, 1)
+    raw, report = encode_cached(
+        encoder,
+        texts,
+        VectorCache(cache),
+        lambda done, total: progress("text vectors", done, total),
+    )
+    progress("text vectors", 1, 1)
+    named = {"name": encoder.name, "fingerprint": encoder.fingerprint}
+    return whiten(raw).apply(raw), report, named
+
+
+def train(
+    tables: Tables,
+    config: Config | None = None,
+    *,
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Bundle:
+    """Fit a bundle on the train and valid rows of the tables. Test rows are never read.
+
+    Args:
+        tables: validated tables.
+        config: the configuration; its defaults if None.
+        cache: folder of text vectors; `~/.cache/kgrank/vectors` if None.
+        progress: called with (stage, done, total).
+
+    Raises:
+        ModelError: there is nothing to fit on, or the text encoder cannot be loaded.
+        DataError: the events cannot be split by the rule.
+    """
+    config = config or Config()
+    folder = cache or Path.home() / ".cache" / "kgrank" / "vectors"
+    prepared = prepare(tables, config, folder, progress)
+    fitted = fit(prepared.histories, prepared.splits, prepared.features, config.fit, progress)
+    return Bundle.of(tables, config, prepared, fitted)
