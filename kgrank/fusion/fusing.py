@@ -8,13 +8,13 @@ best single channel, that channel alone is used.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from kgrank.fusion.channels import Channel, sizes
+from kgrank.fusion.channels import Channel, ItemItem, sizes
 from kgrank.fusion.metrics import hits_of, list_metrics
 from kgrank.fusion.model import exclude
 from kgrank.fusion.queries import Queries, only_items
@@ -22,15 +22,17 @@ from kgrank.fusion.weights import (
     Candidates,
     FusionWeights,
     ItemSide,
+    candidates_ndcg,
     coordinate_ascent,
     lift_cold,
     softmax_regression,
 )
 
-CELLS = 40_000_000  # queries × items whose scores are held, for each channel
+CELLS = 50_000_000  # queries × items whose scores are held, for each channel
 QUERIES = 4_000
 COLD_SHARE = 0.85  # of the cold items one channel alone finds, the fused list keeps this much
-COLD_ENOUGH = 50  # relevant cold items on valid below which that share says nothing
+COLD_ENOUGH = 50  # relevant cold items on valid below which they say too little
+HIDDEN_SHARE = 0.1  # of the relevant items, hidden to learn of cold ones where there are too few
 TOP_WARM, TOP_COLD = 40, 15  # candidates a channel brings to each query
 
 
@@ -80,8 +82,42 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
         weights = FusionWeights.single(len(channels), names.index(method))
     else:
         weights = _solutions(candidates, side)[method]
+    if only_items(queries.relevant, side.cold).nnz < COLD_ENOUGH:
+        scores, side = _hide(channels, scores, side, queries, seed)
+        candidates = _candidates(scores, side, queries)
+        weights = coordinate_ascent(candidates, side, _as_warm(channels, weights), over="cold")
     floor = COLD_SHARE * _cold_recall(scores, side, queries)
     return Fused(lift_cold(candidates, side, weights, floor), method, ndcg)
+
+
+def _hide(
+    channels: Sequence[Channel],
+    scores: Sequence[torch.Tensor],
+    side: ItemSide,
+    queries: Queries,
+    seed: int,
+) -> tuple[list[torch.Tensor], ItemSide]:
+    """A tenth of the relevant items as if they were new: their history says nothing.
+
+    Where valid holds next to no cold items, these stand for the ones to come.
+    """
+    relevant = np.unique(queries.relevant.indices)
+    chosen = np.random.default_rng(seed).random(len(relevant)) < HIDDEN_SHARE
+    hidden = np.zeros(len(side.cold), bool)
+    hidden[relevant[chosen]] = True
+    shown = torch.from_numpy(~hidden)
+    hidden_scores = [
+        part * shown if isinstance(channel.form, ItemItem) else part
+        for channel, part in zip(channels, scores, strict=True)
+    ]
+    return hidden_scores, replace(side, cold=side.cold | hidden)
+
+
+def _as_warm(channels: Sequence[Channel], weights: FusionWeights) -> FusionWeights:
+    """Cold weights to start from: what text and graph weigh for a rarely chosen product."""
+    known = np.array([not isinstance(channel.form, ItemItem) for channel in channels])
+    cold = np.where(known, np.maximum(weights.weight, weights.weight.max() / 4), 0.0)
+    return replace(weights, cold=cold.astype(np.float32), cold_bias=0.0)
 
 
 def _cold_recall(
@@ -100,13 +136,16 @@ def _cold_recall(
 
 def _solutions(candidates: Candidates, side: ItemSide) -> dict[str, FusionWeights]:
     """Weights by every method, fitted on the candidates."""
-    equal = FusionWeights.equal(candidates.scores.shape[2])
+    n_channels = candidates.scores.shape[2]
+    equal = FusionWeights.equal(n_channels)
+    starts = [equal, *(FusionWeights.single(n_channels, c) for c in range(n_channels))]
+    start = max(starts, key=lambda weights: candidates_ndcg(candidates, side, weights))
     regression = softmax_regression(candidates, side, equal)
     return {
         "equal": equal,
         "softmax": regression,
-        "ascent": coordinate_ascent(candidates, side, equal),
-        "softmax+ascent": coordinate_ascent(candidates, side, regression, with_cold=False),
+        "ascent": coordinate_ascent(candidates, side, start),
+        "softmax+ascent": coordinate_ascent(candidates, side, regression, over="warm"),
     }
 
 

@@ -14,6 +14,7 @@ that it is neither lifted nor sunk by what popular products need.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -171,6 +172,14 @@ class _Objective:
         return float((self.discount[ranks[listed]] * self.share[listed]).sum())
 
 
+def candidates_ndcg(
+    candidates: Candidates, side: ItemSide, weights: FusionWeights, *, k: int = 10
+) -> float:
+    """Mean NDCG@k of the candidates ranked by `weights`."""
+    objective = _Objective(candidates, side, k)
+    return objective.value(objective.scores(torch.tensor(weights.vector(), dtype=torch.float32)))
+
+
 def softmax_regression(
     candidates: Candidates, side: ItemSide, start: FusionWeights, *, steps: int = 40
 ) -> FusionWeights:
@@ -218,7 +227,7 @@ def coordinate_ascent(
     *,
     k: int = 10,
     rounds: int = 3,
-    with_cold: bool = True,
+    over: Literal["all", "warm", "cold"] = "all",
 ) -> FusionWeights:
     """Direct search on NDCG@k (Metzler and Croft, 2007), one parameter at a time.
 
@@ -228,7 +237,7 @@ def coordinate_ascent(
         start: where the search begins.
         k: cut-off of the NDCG.
         rounds: passes over all parameters, each with half the steps of the one before.
-        with_cold: also search the parameters of items never seen in training.
+        over: which parameters: of items seen in training, of the others, or both.
     """
     objective = _Objective(candidates, side, k)
     n = len(start.weight)
@@ -241,7 +250,8 @@ def coordinate_ascent(
     for _ in range(rounds):
         before = best
         for place in range(len(vector)):
-            if not with_cold and (2 * n <= place < 3 * n or place == 3 * n + 1):
+            of_cold = 2 * n <= place < 3 * n or place == 3 * n + 1
+            if over == ("warm" if of_cold else "cold"):
                 continue
             channel = place % n if place < 3 * n else -1
             others = total - parts[channel]
