@@ -1,11 +1,11 @@
 """What can go wrong, as one tree.
 
-    KgrankError
-    ├── DataError      the tables are at fault: carries every fault found
-    ├── ConfigError    a setting is unknown or out of range
-    ├── ModelError     a model cannot be fitted or used as asked
-    │   └── BundleError  a saved bundle is damaged, unknown or missing
-    └── UnknownIdError a user or item id that the model has never seen
+KgrankError
+├── DataError      the tables are at fault: carries every fault found
+├── ConfigError    a setting is unknown or out of range
+├── ModelError     a model cannot be fitted or used as asked
+│   └── BundleError  a saved bundle is damaged, unknown or missing
+└── UnknownIdError a user or item id that the model has never seen
 """
 
 from __future__ import annotations

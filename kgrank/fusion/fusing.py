@@ -30,6 +30,7 @@ from kgrank.fusion.weights import (
 
 CELLS = 50_000_000  # queries × items whose scores are held, for each channel
 QUERIES = 4_000
+RELEVANT = 40_000  # relevant items of all queries
 COLD_SHARE = 0.85  # of the cold items one channel alone finds, the fused list keeps this much
 COLD_ENOUGH = 50  # relevant cold items on valid below which they say too little
 HIDDEN_SHARE = 0.1  # of the relevant items, hidden to learn of cold ones where there are too few
@@ -61,7 +62,8 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
         seed: of the sample of queries.
     """
     n_items = queries.histories.n_items
-    queries = queries.sample(min(QUERIES, max(2, CELLS // n_items)), seed)
+    most = RELEVANT * len(queries) // max(1, queries.relevant.nnz)
+    queries = queries.sample(max(2, min(QUERIES, CELLS // n_items, most)), seed)
     scores = [scaled_scores(channel, queries) for channel in channels]
     candidates = _candidates(scores, side, queries)
     ndcg: dict[str, float] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -64,15 +65,24 @@ class FusedModel:
 
     def scores(self, histories: Histories, spans: Spans, head: Head) -> torch.Tensor:
         """Scores of all items for each history, (n_spans × n_items) float32 on the CPU."""
-        weights = self.heads[head]
-        total = torch.from_numpy(weights.bias(self.side)).repeat(len(spans), 1)
-        for channel, gate in zip(self.channels, weights.gates(self.side), strict=True):
+        total = torch.from_numpy(self.heads[head].bias(self.side)).repeat(len(spans), 1)
+        for _, part in self.channel_scores(histories, spans, head):
+            total += part
+        return total
+
+    def channel_scores(
+        self, histories: Histories, spans: Spans, head: Head
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """What each channel adds: its name and g_c(i) · s_c(u, i), (n_spans × n_items) float32."""
+        gates = self.heads[head].gates(self.side)
+        for channel, gate in zip(self.channels, gates, strict=True):
             if gate.any():
                 part = channel.form.scores(histories.weights(spans, channel.decay))
                 size = sizes(part)
-                gates = torch.from_numpy(gate).to(part.device)
-                total += part.mul_(gates).div_(size).cpu()
-        return total
+                yield (
+                    channel.name,
+                    part.mul_(torch.from_numpy(gate).to(part.device)).div_(size).cpu(),
+                )
 
     def parts(self, histories: Histories, span: Spans, item: int, head: Head) -> EventParts:
         """One score taken apart.

@@ -75,23 +75,32 @@ def user_queries(histories: Histories, held_out: Histories, known: Histories) ->
 
 
 def next_queries(histories: Histories, rows: Numbers) -> Queries:
-    """Every one of the given events is a query, all before it is its history: protocol `next`.
+    """Every one of the given events is a query, what came before it its history: protocol `next`.
+
+    Events at the same time are not before. The event's own item may be listed though the user has
+    met it.
 
     Args:
         histories: all events, those of the tested split included.
         rows: (n_queries) event numbers.
     """
     users = histories.users()[rows]
-    spans = Spans(histories.starts[users], rows)
+    first = histories.starts[users]
+    spans = Spans(first, _first_at_same_time(histories, rows, first))
     ones = np.ones(len(rows), np.float32)
     shape = (len(rows), histories.n_items)
     starts = np.arange(len(rows) + 1)
     relevant = sp.csr_matrix((ones, histories.items[rows], starts), shape)
-    return Queries(histories, spans, users, relevant, _met(histories, spans))
+    met = _met(histories, spans)
+    excluded = (met - met.multiply(relevant)).tocsr()
+    excluded.eliminate_zeros()
+    return Queries(histories, spans, users, relevant, excluded)
 
 
 def later_queries(histories: Histories, rows: Numbers, *, per_user: int) -> Queries:
     """Moments of the users' held-out time: all before is history, all from there on is relevant.
+
+    A moment is never inside a basket: events at the same time are all before it or all after.
 
     Args:
         histories: all events up to and including the tested split.
@@ -107,6 +116,9 @@ def later_queries(histories: Histories, rows: Numbers, *, per_user: int) -> Quer
     sizes = (group_ends - group_starts)[group]
     step = -(-sizes // per_user)
     taken = order[(order - group_starts[group]) % step == 0]
+    first = rows[group_starts[group[taken]]]
+    taken -= rows[taken] - _first_at_same_time(histories, rows[taken], first)
+    taken = np.unique(taken)
     lengths = group_ends[group[taken]] - taken
     starts = np.r_[0, np.cumsum(lengths)]
     flat = np.arange(starts[-1]) + np.repeat(taken - starts[:-1], lengths)
@@ -132,6 +144,17 @@ def all_allowed(queries: Queries) -> Queries:
     """The same queries with nothing excluded."""
     nothing = sp.csr_matrix(queries.excluded.shape, dtype=np.float32)
     return Queries(queries.histories, queries.spans, queries.users, queries.relevant, nothing)
+
+
+def _first_at_same_time(histories: Histories, rows: Numbers, first: Numbers) -> Numbers:
+    """The first event from `first` on that has the time of `rows`; `rows` where there are no times."""
+    found = rows.copy()
+    while True:
+        before = np.maximum(found - 1, 0)
+        tied = (found > first) & (histories.times[before] == histories.times[rows])
+        if not tied.any():
+            return found
+        found[tied] -= 1
 
 
 def only_items(relevant: sp.csr_matrix, kept: npt.NDArray[np.bool_]) -> sp.csr_matrix:

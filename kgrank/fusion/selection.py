@@ -5,9 +5,10 @@ One axis at a time, each by NDCG@10 of full rankings on a sample of the valid qu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -21,15 +22,17 @@ from kgrank.fusion.queries import Queries
 
 INF = float("inf")
 POWERS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
-SPANS = (3.5, 7.0, 14.0)  # events
-HALF_LIVES = (7.0, 14.0, 28.0, 42.0, 90.0, 180.0)  # days
+SPANS = (3.5, 7.0, 14.0, INF)  # events
+HALF_LIVES = (7.0, 14.0, 28.0, 42.0, 90.0, 180.0, INF)  # days
 KIND_WEIGHTS = (0.0, 0.3, 3.0)
 PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 DROPOUTS = (0.0, 0.2, 0.5)
 SIDE_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
 DIRECTED_POWERS = (0.5, 1.0)
-SEARCH_ITEMS = 12_500  # of a larger catalogue, the most popular products stand for the rest
+WHOLE_ITEMS = 12_500  # a larger catalogue is searched on its most popular products alone
+SEARCH_ITEMS = 6_000  # so many of them
 SEARCH_CELLS = 20_000_000  # queries × items that one setting is tried on
+SEARCH_EVENTS = 400_000  # and events in their histories
 SEARCH_QUERIES = 2_000
 
 
@@ -52,7 +55,9 @@ class Trial:
     @classmethod
     def of(cls, queries: Queries, seed: int) -> Trial:
         """A sample of the queries, small enough to rank in full many times."""
-        n = min(SEARCH_QUERIES, max(1, SEARCH_CELLS // queries.histories.n_items))
+        mean_length = max(1.0, float((queries.spans.last - queries.spans.first).mean()))
+        by_size = SEARCH_CELLS // queries.histories.n_items
+        n = min(SEARCH_QUERIES, max(1, by_size), max(1, int(SEARCH_EVENTS / mean_length)))
         return cls(queries.sample(n, seed))
 
     def ndcg(self, form: Form, decay: Decay) -> float:
@@ -68,29 +73,43 @@ class Trial:
     ) -> tuple[Decay, float]:
         """The decay that ranks best, from `start`: age first, then days, then kinds of events."""
         histories = self.queries.histories
-        best = (start, self.ndcg(form, start))
-        ages = [Decay(power=p) for p in POWERS] + [Decay(span=s) for s in SPANS]
-        best = self._better(form, best, (replace(d, kinds=start.kinds) for d in ages))
+        steady = replace(start, power=0.0, span=INF)
+        found = [
+            self._climbed(form, start, "power", POWERS),
+            self._climbed(form, steady, "span", SPANS),
+        ]
+        best = max(found, key=lambda pair: pair[1])
         if np.isfinite(histories.times).any():
-            days = [replace(best[0], half_life=h) for h in (INF, *HALF_LIVES)]
-            flat = [replace(start, power=0.0, half_life=h) for h in HALF_LIVES]
-            best = self._better(form, best, days + flat)
+            found = [
+                best,
+                self._climbed(form, best[0], "half_life", HALF_LIVES),
+                self._climbed(form, replace(steady, half_life=42.0), "half_life", HALF_LIVES),
+            ]
+            best = max(found, key=lambda pair: pair[1])
         if with_kinds and len(histories.kind_names) > 1:
             for kind in histories.kind_names:
                 kinds: Mapping[str, float] = best[0].kinds or {}
-                trials = (replace(best[0], kinds={**kinds, kind: w}) for w in KIND_WEIGHTS)
-                best = self._better(form, best, trials)
+                for weight in KIND_WEIGHTS:
+                    decay = replace(best[0], kinds={**kinds, kind: weight})
+                    best = max(best, (decay, self.ndcg(form, decay)), key=lambda pair: pair[1])
         return best
 
-    def _better(
-        self, form: Form, best: tuple[Decay, float], trials: Iterable[Decay]
+    def _climbed(
+        self, form: Form, start: Decay, name: str, values: Sequence[float]
     ) -> tuple[Decay, float]:
-        for decay in trials:
-            if decay != best[0]:
-                ndcg = self.ndcg(form, decay)
-                if ndcg > best[1]:
-                    best = (decay, ndcg)
-        return best
+        """The best decay along one of its numbers, by walking from where it stands."""
+
+        def moved(value: float) -> Decay:
+            changed: dict[str, Any] = {name: value}
+            return replace(start, **changed)
+
+        value, ndcg = _climb(
+            values,
+            getattr(start, name),
+            self.ndcg(form, start),
+            lambda value: self.ndcg(form, moved(value)),
+        )
+        return moved(value), ndcg
 
 
 def choose_features(trial: Trial, form: Form) -> Choice:
@@ -168,7 +187,7 @@ def _climb(
 def sub_catalogue(evidence: Evidence, queries: Queries) -> tuple[Evidence, Queries]:
     """The evidence and queries over the most popular items, where there are too many of them."""
     n_items = evidence.histories.n_items
-    if n_items <= SEARCH_ITEMS:
+    if n_items <= WHOLE_ITEMS:
         return evidence, queries
     popularity = np.bincount(evidence.histories.items, minlength=n_items)
     items = np.sort(np.argsort(-popularity, kind="stable")[:SEARCH_ITEMS])

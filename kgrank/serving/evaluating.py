@@ -207,24 +207,13 @@ def _ask(
 def _next(
     full: Histories, rows: npt.NDArray[np.int64], kept: npt.NDArray[np.bool_] | None
 ) -> Queries:
-    """Every row is a query; its history is what happened strictly before it."""
+    """Every row is a query; of what happened before it, only the `kept` events are its history."""
     queries = next_queries(full, rows)
-    last = queries.spans.last.copy()
-    while True:  # events at the same time are not before
-        tied = (last > queries.spans.first) & (full.times[last - 1] == full.times[rows])
-        if not tied.any():
-            break
-        last[tied] -= 1
-    spans = Spans(queries.spans.first, last)
-    met = full.weights(spans, Decay())
-    met.data[:] = 1.0
-    excluded = (met - met.multiply(queries.relevant)).tocsr()
-    excluded.eliminate_zeros()
-    histories = full
-    if kept is not None:
-        counts = np.r_[0, np.cumsum(kept)]
-        histories, spans = full.where(kept), Spans(counts[spans.first], counts[spans.last])
-    return Queries(histories, spans, queries.users, queries.relevant, excluded)
+    if kept is None:
+        return queries
+    counts = np.r_[0, np.cumsum(kept)]
+    spans = Spans(counts[queries.spans.first], counts[queries.spans.last])
+    return replace(queries, histories=full.where(kept), spans=spans)
 
 
 def _new(full: Histories, queries: Queries) -> Queries:

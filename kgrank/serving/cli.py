@@ -1,0 +1,365 @@
+"""The command line: tables in, a bundle, rankings and reasons out.
+
+Results go to stdout, progress and faults to stderr. Exit status: 0 done, 1 a fault in the data or
+the model, 2 wrong usage, 130 interrupted. What is heavy is imported by the verb that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from kgrank.errors import DataError, Fault, KgrankError
+from kgrank.serving.printing import (
+    explanation_page,
+    print_bundle,
+    print_error,
+    print_evaluation,
+    print_explanation,
+    print_json,
+    print_profile,
+    print_table,
+    progress_on_stderr,
+)
+
+if TYPE_CHECKING:
+    from kgrank.serving.recommender import Recommender
+
+app = typer.Typer(
+    name="kgrank",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+SourcePath = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="A folder of tables, or a kgrank.toml.")
+]
+BundlePath = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a models folder (its current)."),
+]
+User = Annotated[str, typer.Option("--user", help="A user id, to the letter.")]
+Item = Annotated[str, typer.Option("--item", help="An item id, to the letter.")]
+Folder = typer.Option(file_okay=False, help="The folder to write into.")
+Repeats = Literal["exclude", "allow", "only"]
+RepeatsOption = Annotated[
+    Repeats, typer.Option(help="May a list hold what the user has met? Only that?")
+]
+
+
+def main() -> None:
+    """Run the command line (the entry point `kgrank`)."""
+    if not sys.warnoptions:  # stderr is for our own words; python -W brings the warnings back
+        warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app(prog_name="kgrank")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"kgrank {version('kgrank')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Knowledge-graph-augmented recommendations for shops: tables in, rankings and reasons out."""
+
+
+@contextmanager
+def _faults_told(as_json: bool) -> Iterator[None]:
+    """Turn what may go wrong into words and an exit status; anything else is a bug, and shows."""
+    try:
+        yield
+    except KgrankError as error:
+        print_error(error, as_json)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        if error.filename is None:  # no file's fault; a closed pipe is left to typer
+            raise
+        print_error(error, as_json)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("Interrupted. Nothing is half-written.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def demo(
+    shop: Annotated[Literal["sample", "completejourney"], typer.Option(help="Which shop.")] = (
+        "sample"
+    ),
+    out: Annotated[Path, Folder] = Path("demo-out"),
+    as_json: Json = False,
+) -> None:
+    """Show the whole story on a bundled shop, with a report page."""
+    with _faults_told(as_json), progress_on_stderr() as progress:
+        from kgrank.serving.demo import run_demo
+
+        report = run_demo(shop, out, progress)
+    if as_json:
+        print_json({"report": str(report)})
+    else:
+        typer.echo(f"Report: {report}")
+
+
+@app.command()
+def validate(source: SourcePath, as_json: Json = False) -> None:
+    """Report every fault of the tables: where it is, what was found, what is allowed."""
+    faults: tuple[Fault, ...] = ()
+    rows: dict[str, int] = {}
+    with _faults_told(as_json):
+        from kgrank.config import read_config
+        from kgrank.kg.tables import read_tables
+
+        try:
+            tables = read_tables(source)
+        except DataError as error:
+            faults = error.faults
+        else:
+            read_config(source)
+            rows = {name: len(getattr(tables, name)) for name in _TABLES}
+    if as_json:
+        print_json({"faults": [asdict(fault) for fault in faults], "tables": rows})
+    elif faults:
+        for fault in faults:
+            typer.echo(str(fault))
+    else:
+        print_table(("table", "rows"), rows.items(), "Sound")
+    if faults:
+        raise typer.Exit(1)
+
+
+_TABLES = ("events", "items", "users", "triples", "entities", "queries")
+
+
+@app.command("import")
+def import_(
+    format: Annotated[str, typer.Argument(help="completejourney, kgat, movielens or recbole.")],
+    src: Annotated[Path, typer.Argument(help="The unpacked data; 'installed' for its package.")],
+    dst: Annotated[Path, typer.Argument(help="A new folder for the tables.")],
+    as_json: Json = False,
+) -> None:
+    """Write a published data set or format as the tables that kgrank reads."""
+    with _faults_told(as_json):
+        from pyarrow.parquet import read_metadata
+
+        from kgrank.kg.importers import FORMATS, import_tables
+
+        if format not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise typer.BadParameter(f"found {format!r}; allowed: {known}.", param_hint="FORMAT")
+        import_tables(format, src, dst)
+        paths = sorted(dst.glob("*.parquet"))
+        rows = {path.stem: int(read_metadata(path).num_rows) for path in paths}
+    if as_json:
+        print_json({"format": format, "folder": str(dst), "tables": rows})
+    else:
+        print_table(("table", "rows"), rows.items(), str(dst))
+
+
+@app.command()
+def train(
+    source: SourcePath,
+    out: Annotated[Path, Folder] = Path("models"),
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="A setting; may be repeated."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a bundle on the train and valid rows, and make it the current one of a models folder."""
+    if (out / "manifest.json").exists():  # said before the work, not after it
+        hint = "--out"
+        raise typer.BadParameter(f"{out} is a bundle; name a models folder.", param_hint=hint)
+    with _faults_told(as_json):
+        with progress_on_stderr() as progress:
+            from kgrank.config import read_config
+            from kgrank.kg.tables import read_tables
+            from kgrank.serving.training import train as fit
+
+            config = read_config(source, sets or ())
+            bundle = fit(read_tables(source, config.tables), config, progress=progress)
+        folder = str(bundle.save(out))
+    if as_json:
+        print_json({"bundle": folder, **bundle.facts})
+    else:
+        print_bundle(bundle.facts, folder)
+
+
+@app.command()
+def evaluate(
+    bundle: BundlePath,
+    split: Annotated[Literal["test", "valid"], typer.Option(help="What is predicted.")] = "test",
+    protocol: Annotated[
+        Literal["user", "next"], typer.Option(help="One list a user, or one an event.")
+    ] = "user",
+    history: Annotated[
+        Literal["all", "train"], typer.Option(help="Rows that lists are made from.")
+    ] = "all",
+    repeats: RepeatsOption = "exclude",
+    relevant: Annotated[
+        Literal["all", "new"], typer.Option(help="All rows of the split, or items not yet met.")
+    ] = "all",
+    graph: Annotated[
+        Literal["true", "shuffled", "none", "all"],
+        typer.Option(help="The bundle as it is, or fitted again with another graph."),
+    ] = "true",
+    source: Annotated[
+        Path | None, typer.Option(help="The tables, if they are not where they were.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the lists on rows that the bundle has not seen, beside popularity and EASE."""
+    with _faults_told(as_json), progress_on_stderr() as progress:
+        from kgrank.serving.bundle import Bundle
+        from kgrank.serving.evaluating import evaluate_bundle
+
+        result = evaluate_bundle(
+            Bundle.load(bundle),
+            source=source,
+            split=split,
+            protocol=protocol,
+            history=history,
+            repeats=repeats,
+            relevant=relevant,
+            graph=graph,
+            progress=progress,
+        )
+    if as_json:
+        print_json(result)
+    else:
+        print_evaluation(result)
+
+
+@app.command()
+def rank(
+    bundle: BundlePath,
+    out: Annotated[Path, Folder],
+    n: Annotated[int, typer.Option("-n", min=1, help="Length of each list.")] = 20,
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="For whom: one id a line, or a table with user_id; all users if left out.",
+        ),
+    ] = None,
+    repeats: RepeatsOption = "exclude",
+    unknown: Annotated[
+        Literal["error", "skip"], typer.Option(help="What a user unknown to the bundle does.")
+    ] = "error",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after a killed job.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the lists of many users as Parquet parts and a manifest."""
+    with _faults_told(as_json), progress_on_stderr() as progress:
+        from kgrank.serving.ranking import rank_users, read_user_ids
+
+        user_ids = None if users is None else read_user_ids(users)
+        manifest = rank_users(
+            _recommender(bundle),
+            out,
+            n=n,
+            user_ids=user_ids,
+            repeats=repeats,
+            unknown=unknown,
+            resume=resume,
+            progress=progress,
+        )
+    if as_json:
+        print_json(manifest)
+    else:
+        counts = {name: manifest[name] for name in ("users", "skipped_users", "rows")}
+        print_table(tuple(counts), [tuple(counts.values())], str(out))
+
+
+@app.command()
+def explain(
+    bundle: BundlePath,
+    user: User,
+    item: Item,
+    paths: Annotated[int, typer.Option(min=0, help="At most so many graph paths.")] = 3,
+    format: Annotated[
+        Literal["text", "json", "html", "svg"], typer.Option(help="What to print.")
+    ] = "text",
+    language: Annotated[Literal["en", "zh"], typer.Option(help="Of the text.")] = "en",
+    as_json: Json = False,
+) -> None:
+    """Take one score apart: by channel, by event of the history, along the graph's paths."""
+    if as_json and format in ("html", "svg"):
+        message = f"--json prints JSON, --format {format} does not; choose one of them."
+        raise typer.BadParameter(message, param_hint="--format")
+    as_json = as_json or format == "json"
+    with _faults_told(as_json):
+        recommender = _recommender(bundle)
+        why = recommender.explain(user, item, max_paths=paths, language=language)
+        names = recommender.bundle.names
+    if as_json:
+        print_json(asdict(why))
+    elif format == "svg":
+        from kgrank.serving.drawing import draw_paths
+
+        typer.echo(draw_paths(why))
+    elif format == "html":
+        typer.echo(explanation_page(why, names, language))
+    else:
+        print_explanation(why, names)
+
+
+@app.command()
+def similar(
+    bundle: BundlePath,
+    item: Item,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """List the products that a history of one product alone speaks for."""
+    with _faults_told(as_json):
+        recommender = _recommender(bundle)
+        table = recommender.similar_items([item], n)
+        names = recommender.bundle.names
+    columns = ("rank", "item_id", "title", "score")
+    rows = [
+        (int(rank), id_, names[id_], float(score))
+        for rank, id_, score in zip(table["rank"], table["similar_id"], table["score"], strict=True)
+    ]
+    if as_json:
+        found = [dict(zip(columns, row, strict=True)) for row in rows]
+        print_json({"item_id": item, "similar": found})
+    else:
+        print_table(columns, rows, f"Like {item} {names[item]}")
+
+
+@app.command()
+def profile(bundle: BundlePath, user: User, as_json: Json = False) -> None:
+    """Show what the engine knows of a user."""
+    with _faults_told(as_json):
+        recommender = _recommender(bundle)
+        known = recommender.profile(user)
+    if as_json:
+        print_json(asdict(known))
+    else:
+        print_profile(known, recommender.bundle.names)
+
+
+def _recommender(bundle: Path) -> Recommender:
+    from kgrank.serving.recommender import Recommender
+
+    return Recommender.load(bundle)

@@ -1,0 +1,201 @@
+"""What the command line prints: results on stdout, progress and faults on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from kgrank.errors import DataError, KgrankError
+
+if TYPE_CHECKING:
+    from kgrank.serving.explaining import Profile
+    from kgrank.serving.explanation import Explanation
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) as work goes on."""
+
+_PIPE_WIDTH = 160  # columns of a table that no terminal shows
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on one line of stdout; a number that is not finite becomes null."""
+    print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_error(error: KgrankError | OSError, as_json: bool) -> None:
+    """Say what went wrong on stderr, and with `as_json` as {"error": …} on stdout as well."""
+    faults = error.faults if isinstance(error, DataError) else ()
+    for line in map(str, faults) if faults else [str(error)]:
+        print(line, file=sys.stderr)
+    if as_json:
+        told: dict[str, Any] = {"kind": type(error).__name__, "message": str(error)}
+        if faults:
+            told["faults"] = [asdict(fault) for fault in faults]
+        print_json({"error": told})
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
+    """Print a table on stdout; numbers to the right, fractions with four decimals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    cells = list(rows)
+    table = Table(title=title or None, title_justify="left")
+    for number, name in enumerate(columns):
+        numeric = all(isinstance(row[number], (int, float, type(None))) for row in cells)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(_shown, row))
+    # Names of products are data: brackets in them are no markup, and :names: no pictures.
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    Console(markup=False, highlight=False, emoji=False, width=width).print(table)
+
+
+def _shown(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "".join(char if char.isprintable() else "\ufffd" for char in str(value))
+
+
+@contextmanager
+def progress_on_stderr() -> Iterator[Progress]:
+    """Bars where stderr is a terminal, else one short line at the beginning of each stage."""
+    if not sys.stderr.isatty():
+        yield _stage_lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def told(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield told
+
+
+def _stage_lines() -> Progress:
+    last = ""
+
+    def told(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        if stage != last:
+            print(f"{stage} …", file=sys.stderr, flush=True)
+            last = stage
+
+    return told
+
+
+def print_bundle(facts: Mapping[str, Any], folder: str) -> None:
+    """Print what a fit chose and how well each channel ranks valid on its own."""
+    counts = {**facts["rows"], **{name: facts[name] for name in ("users", "items", "edges")}}
+    print_table(tuple(counts), [tuple(counts.values())], "Fitted on")
+    rows = [(name, choice["valid_ndcg@10"]) for name, choice in facts["choices"].items()]
+    rows += [(f"fused, {head}", fused["valid_ndcg@10"]) for head, fused in facts["fusion"].items()]
+    print_table(("channel", "NDCG@10 on valid"), rows)
+    print(f"Bundle: {folder}")
+
+
+def print_evaluation(result: Mapping[str, Any]) -> None:
+    """Print the object that `evaluate_bundle` gives."""
+    asked = ("protocol", "split", "history", "repeats", "relevant", "users", "queries")
+    print(", ".join(f"{name} {result[name]}" for name in asked if name in result))
+    systems = {"kgrank": result["metrics"], **result["baselines"]}
+    rows = [(metric, *(of.get(metric) for of in systems.values())) for metric in result["metrics"]]
+    print_table(("metric", *systems), rows)
+    slices = [
+        (name, metric, value)
+        for name, metrics in result["slices"].items()
+        for metric, value in metrics.items()
+    ]
+    print_table(("slice", "metric", "value"), slices)
+    if graphs := result.get("graph"):
+        rows = [(metric, *(of[metric] for of in graphs.values())) for metric in result["metrics"]]
+        print_table(("metric", *graphs), rows, "With the graph")
+    for name, difference in result.get("graph_difference", {}).items():
+        gain, error = difference["ndcg@10"], difference["standard_error"]
+        print(f"NDCG@10, true minus {name}: {gain:+.4f} ± {error:.4f} (standard error)")
+
+
+def print_explanation(explanation: Explanation, names: Mapping[str, str]) -> None:
+    """Print an explanation as text."""
+    from kgrank.serving.drawing import path_texts
+
+    title = names.get(explanation.item_id, explanation.item_id)
+    print(_shown(f"{explanation.item_id} {title} for {explanation.user_id}"))
+    print(_shown(explanation.text))
+    parts = [("bias", explanation.bias), *explanation.contributions.items()]
+    print_table(("channel", "contribution"), [*parts, ("score", explanation.score)])
+    events = [
+        (event.item_id, names.get(event.item_id, ""), event.event, event.contribution)
+        for event in explanation.events[:10]
+    ]
+    print_table(("item_id", "title", "event", "contribution"), events)
+    for text in path_texts(explanation) or ("No path in the graph carried this score.",):
+        print(_shown(text))
+
+
+def explanation_page(explanation: Explanation, names: Mapping[str, str], language: str) -> str:
+    """An explanation as one HTML page that refers to nothing outside itself."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from kgrank.serving.drawing import draw_paths
+    from kgrank.serving.report import bars
+    from kgrank.serving.wording import channel_words, event_words
+
+    parts = [("bias", explanation.bias), *explanation.contributions.items()]
+    events = explanation.events[:10]
+    environment = Environment(
+        loader=PackageLoader("kgrank.serving"), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("explanation.html.jinja").render(
+        why=explanation,
+        item=names.get(explanation.item_id, explanation.item_id),
+        language=language,
+        drawing=draw_paths(explanation),
+        channels=bars(parts, [channel_words(name) for name, _ in parts]),
+        events=bars(
+            [(names.get(event.item_id, event.item_id), event.contribution) for event in events],
+            [event_words(event.event) for event in events],
+        ),
+    )
+
+
+def print_profile(profile: Profile, names: Mapping[str, str]) -> None:
+    """Print a profile as text."""
+    print(_shown(f"User {profile.user_id}"))
+    if profile.first is not None and profile.last is not None:
+        days = [f"{datetime.fromtimestamp(t, UTC):%Y-%m-%d}" for t in (profile.first, profile.last)]
+        print(f"From {days[0]} to {days[1]}")
+    print_table(("event", "count"), profile.events.items())
+    items = [(item, names.get(item, "")) for item in profile.items]
+    print_table(("item_id", "title"), items, "Newest products")
+    entities = [
+        (entity.type, entity.name, entity.share, len(entity.item_ids))
+        for entity in profile.entities
+    ]
+    print_table(("type", "name", "share", "products"), entities, "In common")
