@@ -117,8 +117,7 @@ def later_queries(histories: Histories, rows: Numbers, *, per_user: int) -> Quer
     step = -(-sizes // per_user)
     taken = order[(order - group_starts[group]) % step == 0]
     first = rows[group_starts[group[taken]]]
-    taken -= rows[taken] - _first_at_same_time(histories, rows[taken], first)
-    taken = np.unique(taken)
+    taken = np.unique(np.searchsorted(rows, _first_at_same_time(histories, rows[taken], first)))
     lengths = group_ends[group[taken]] - taken
     starts = np.r_[0, np.cumsum(lengths)]
     flat = np.arange(starts[-1]) + np.repeat(taken - starts[:-1], lengths)
@@ -147,7 +146,7 @@ def all_allowed(queries: Queries) -> Queries:
 
 
 def _first_at_same_time(histories: Histories, rows: Numbers, first: Numbers) -> Numbers:
-    """The first event from `first` on that has the time of `rows`; `rows` where there are no times."""
+    """The first event from `first` on at the time of `rows`; `rows` where there are no times."""
     found = rows.copy()
     while True:
         before = np.maximum(found - 1, 0)
