@@ -68,7 +68,7 @@ def explain(
         for channel, part in zip(model.channels, parts.parts.sum(axis=1), strict=True)
     }
     events = _event_shares(bundle, parts)
-    paths = tuple(graph_paths(bundle, model, user_id, item, parts)[:max_paths])
+    paths = tuple(graph_paths(bundle, model, user_id, item, parts, max_paths))
     text = describe(
         bias=parts.bias,
         contributions=contributions,
@@ -102,33 +102,34 @@ def _event_shares(bundle: Bundle, parts: EventParts) -> tuple[EventShare, ...]:
 
 
 def graph_paths(
-    bundle: Bundle, model: FusedModel, user_id: str, item: int, parts: EventParts
+    bundle: Bundle, model: FusedModel, user_id: str, item: int, parts: EventParts, n: int
 ) -> list[Path]:
     """The paths user → product → entity → product that carried the graph channel's part.
 
     Each (product, entity) pair carries factor × F[product, entity] × F[item, entity]; all of them
-    sum to the channel's contribution. What is returned: the strongest path through each entity,
-    strongest first, paths over a product not yet shown before others.
+    sum to the channel's contribution. What is returned are at most n of them, strongest first, no
+    two through the same entity, and over different products of the history where those carry at
+    least a tenth of the strongest.
     """
     numbers = [n for n, channel in enumerate(model.channels) if channel.name == "graph"]
     form = model.channels[numbers[0]].form if numbers else None
     if not isinstance(form, SparseFeatures) or not len(parts.events):
         return []
     shares = path_shares(bundle, form, item, parts.factors[numbers[0]], parts.events)
-    best: dict[int, tuple[float, int]] = {}
-    for of, entity, share in shares.itertuples(index=False):
-        if share > best.get(entity, (0.0, -1))[0]:
-            best[entity] = (share, of)
-    ranked = sorted(best.items(), key=lambda entry: (-entry[1][0], entry[0]))
-    fresh: list[tuple[int, int, float]] = []
-    again: list[tuple[int, int, float]] = []
-    shown = set[int]()
-    for entity, (share, of) in ranked:
-        (again if of in shown else fresh).append((of, entity, share))
-        shown.add(of)
+    shares = shares[shares["share"] > 0.0].sort_values("share", ascending=False, kind="stable")
+    if shares.empty:
+        return []
+    notable = shares[shares["share"] >= shares["share"].iloc[0] / 10.0]
+    chosen: dict[int, tuple[int, float]] = {}  # entity → product, share
+    for rows, once in ((notable, True), (shares, False)):
+        for of, entity, share in rows.itertuples(index=False):
+            used = {product for product, _ in chosen.values()} if once else ()
+            if len(chosen) < n and entity not in chosen and of not in used:
+                chosen[entity] = (of, share)
+    ranked = sorted(chosen.items(), key=lambda entry: -entry[1][1])
     return [
         _path(bundle, user_id, of, entity, item, share, parts.events)
-        for of, entity, share in (*fresh, *again)
+        for entity, (of, share) in ranked
     ]
 
 
