@@ -7,8 +7,9 @@ best single channel, that channel alone is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -75,21 +76,21 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
         rest, judged = np.flatnonzero(half != judged_half), np.flatnonzero(half == judged_half)
         if len(rest) and len(judged):
             part = [s[torch.from_numpy(judged)] for s in scores]
-            for name, weights in _solutions(candidates.take(rest), side).items():
-                total = _ndcg(part, side, queries.take(judged), weights).sum()
+            for name, method in _methods(candidates.take(rest), side).items():
+                total = _ndcg(part, side, queries.take(judged), method()).sum()
                 ndcg[name] = ndcg.get(name, 0.0) + float(total) / len(queries)
-    method = max(ndcg, key=lambda name: ndcg[name])
+    best = max(ndcg, key=lambda name: ndcg[name])
     names = [channel.name for channel in channels]
-    if method in names:
-        weights = FusionWeights.single(len(channels), names.index(method))
+    if best in names:
+        weights = FusionWeights.single(len(channels), names.index(best))
     else:
-        weights = _solutions(candidates, side)[method]
+        weights = _methods(candidates, side)[best]()
     if only_items(queries.relevant, side.cold).nnz < COLD_ENOUGH:
         scores, side = _hide(channels, scores, side, queries, seed)
         candidates = _candidates(scores, side, queries)
         weights = coordinate_ascent(candidates, side, _as_warm(channels, weights), over="cold")
     floor = COLD_SHARE * _cold_recall(scores, side, queries)
-    return Fused(lift_cold(candidates, side, weights, floor), method, ndcg)
+    return Fused(lift_cold(candidates, side, weights, floor), best, ndcg)
 
 
 def _hide(
@@ -136,18 +137,29 @@ def _cold_recall(
     return float(max(found))
 
 
-def _solutions(candidates: Candidates, side: ItemSide) -> dict[str, FusionWeights]:
-    """Weights by every method, fitted on the candidates."""
+def _methods(candidates: Candidates, side: ItemSide) -> dict[str, Callable[[], FusionWeights]]:
+    """The ways to find weights on the candidates, each worked out when it is called."""
+    candidates = candidates.answered()
     n_channels = candidates.scores.shape[2]
     equal = FusionWeights.equal(n_channels)
     starts = [equal, *(FusionWeights.single(n_channels, c) for c in range(n_channels))]
-    start = max(starts, key=lambda weights: candidates_ndcg(candidates, side, weights))
-    regression = softmax_regression(candidates, side, equal)
+
+    @cache
+    def regression() -> FusionWeights:
+        return softmax_regression(candidates, side, equal)
+
+    def ascent() -> FusionWeights:
+        start = max(starts, key=lambda weights: candidates_ndcg(candidates, side, weights))
+        return coordinate_ascent(candidates, side, start)
+
+    def both() -> FusionWeights:
+        return coordinate_ascent(candidates, side, regression(), over="warm")
+
     return {
-        "equal": equal,
+        "equal": lambda: equal,
         "softmax": regression,
-        "ascent": coordinate_ascent(candidates, side, start),
-        "softmax+ascent": coordinate_ascent(candidates, side, regression, over="warm"),
+        "ascent": ascent,
+        "softmax+ascent": both,
     }
 
 

@@ -128,6 +128,10 @@ class Candidates:
             self.n_relevant[rows],
         )
 
+    def answered(self) -> Candidates:
+        """The queries with a relevant candidate; weights make no difference to the others."""
+        return self.take(torch.nonzero(self.relevant.any(1))[:, 0].numpy())
+
 
 class _Objective:
     """NDCG@k of candidate lists as a function of the parameter vector; ties count as misses."""

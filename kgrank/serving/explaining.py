@@ -109,7 +109,7 @@ def graph_paths(
     Each (product, entity) pair carries factor × F[product, entity] × F[item, entity]; all of them
     sum to the channel's contribution. What is returned are at most n of them, strongest first, no
     two through the same entity, and over different products of the history where those carry at
-    least a tenth of the strongest.
+    least a tenth of the strongest; one that carries less than a hundredth is not shown.
     """
     numbers = [n for n, channel in enumerate(model.channels) if channel.name == "graph"]
     form = model.channels[numbers[0]].form if numbers else None
@@ -119,7 +119,9 @@ def graph_paths(
     shares = shares[shares["share"] > 0.0].sort_values("share", ascending=False, kind="stable")
     if shares.empty:
         return []
-    notable = shares[shares["share"] >= shares["share"].iloc[0] / 10.0]
+    strongest = shares["share"].iloc[0]
+    shares = shares[shares["share"] >= strongest / 100.0]
+    notable = shares[shares["share"] >= strongest / 10.0]
     chosen: dict[int, tuple[int, float]] = {}  # entity → product, share
     for rows, once in ((notable, True), (shares, False)):
         for of, entity, share in rows.itertuples(index=False):
