@@ -205,6 +205,9 @@ def _candidates(scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries
     real = torch.ones_like(items, dtype=torch.bool)
     real[:, 1:] = items[:, 1:] != items[:, :-1]
     real &= ~torch.from_numpy(hits_of(items.numpy(), queries.excluded))
+    width = max(1, int(real.sum(1).max()))
+    order = (~real).byte().sort(dim=1, stable=True).indices[:, :width]  # the real ones first
+    items, real = items.gather(1, order), real.gather(1, order)
     relevant = torch.from_numpy(hits_of(items.numpy(), queries.relevant)) & real
     return Candidates(
         scores=torch.stack([part.gather(1, items) for part in scores], dim=2),

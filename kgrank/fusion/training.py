@@ -72,12 +72,12 @@ def fit(
     if not len(train.histories.items):
         raise ModelError("found no train events; allowed: at least one. Check the split column.")
     queries = valid_queries(histories, splits, settings)
-    fresh = new_only(queries)
     if not len(queries):
         raise ModelError(
             "found no valid events of users with a history; allowed: at least one, since the "
             "channels' weights are chosen there. Widen [split] valid, or check the split column."
         )
+    fresh = new_only(queries)
     asked = fresh if len(fresh) else all_allowed(queries)
     choices, ease_penalty = _choose(train, asked, settings, progress)
     channels = _channels(choices, train, settings, progress)
@@ -126,7 +126,7 @@ def valid_queries(
         train_rows = np.flatnonzero(splits == 0)
         last_train[users[train_rows]] = train_rows  # ascending: the last one stays
         early = rows < last_train[users[rows]]
-        protocol = "user" if early.mean() > 0.5 else "later"
+        protocol = "user" if 2 * early.sum() > len(rows) else "later"
     if protocol == "user":
         train = histories.where(splits == 0)
         return user_queries(train, histories.where(splits == 1), train).answerable()

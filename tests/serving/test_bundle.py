@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from kgrank.errors import BundleError
-from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
+from kgrank.fusion.channels import Channel, DenseFeatures, Form, ItemItem, SparseFeatures
 from kgrank.fusion.history import Decay
 from kgrank.fusion.model import FusedModel
 from kgrank.fusion.weights import FusionWeights
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.bundle_folder import open_bundle, write_bundle
-from kgrank.serving.recommender import Recommender
+from kgrank.serving.recommender import Recommender, Repeats
 
 
 def with_vectors(bundle: Bundle) -> Bundle:
@@ -32,9 +32,11 @@ def with_vectors(bundle: Bundle) -> Bundle:
 
 
 def assert_same_lists(one: Bundle, other: Bundle, users: list[str]) -> None:
-    for repeats in ("exclude", "allow", "only"):
-        lists = [Recommender(b, "cpu").recommend(users, 20, repeats=repeats) for b in (one, other)]
-        pd.testing.assert_frame_equal(*lists, check_exact=True)
+    kinds: tuple[Repeats, ...] = ("exclude", "allow", "only")
+    for repeats in kinds:
+        ours = Recommender(one, "cpu").recommend(users, 20, repeats=repeats)
+        theirs = Recommender(other, "cpu").recommend(users, 20, repeats=repeats)
+        pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
 
 
 def test_what_is_loaded_recommends_and_explains_as_what_was_saved(
@@ -88,9 +90,7 @@ def test_current_names_the_bundle_saved_last(tiny_bundle: Bundle, tmp_path: Path
     assert Bundle.load(first).facts == tiny_bundle.facts
 
 
-def test_one_flipped_byte_in_any_file_is_refused_by_name(
-    shop_models: Path, tmp_path: Path
-) -> None:
+def test_one_flipped_byte_in_any_file_is_refused_by_name(shop_models: Path, tmp_path: Path) -> None:
     found, manifest = open_bundle(shop_models)
     folder = Path(shutil.copytree(found, tmp_path / "bundle"))
     assert {"weights.safetensors", "events.parquet", "graph/edges.parquet"} <= set(
@@ -114,15 +114,16 @@ def test_a_channel_with_nan_is_refused_though_every_checksum_is_right(
     bundle = with_vectors(tiny_bundle)
     number = [channel.name for channel in bundle.model.channels].index(name)
     channel = bundle.model.channels[number]
+    form: Form
     if isinstance(channel.form, DenseFeatures):
-        values = channel.form.values.clone()
-        values[0, 0] = torch.nan
-        form: ItemItem | SparseFeatures | DenseFeatures = DenseFeatures(values)
+        form = DenseFeatures(channel.form.values.clone())
+        form.values[0, 0] = torch.nan
+    elif isinstance(channel.form, SparseFeatures):
+        form = SparseFeatures(channel.form.values.copy())
+        form.values.data[0] = np.nan
     else:
-        sparse_form = isinstance(channel.form, ItemItem)
-        matrix = (channel.form.weights if sparse_form else channel.form.values).copy()
-        matrix.data[0] = np.nan
-        form = ItemItem(matrix) if sparse_form else SparseFeatures(matrix)
+        form = ItemItem(channel.form.weights.copy())
+        form.weights.data[0] = np.nan
     channels = list(bundle.model.channels)
     channels[number] = replace(channel, form=form)
     replace(bundle, model=replace(bundle.model, channels=tuple(channels))).save(tmp_path)

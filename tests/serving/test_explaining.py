@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,6 +19,12 @@ from kgrank.serving.explanation import Explanation
 from kgrank.serving.recommender import Recommender
 
 N_ITEMS = 299
+
+
+class PathShare(NamedTuple):
+    item: int
+    entity: int
+    share: float
 
 
 @pytest.fixture(scope="session")
@@ -166,8 +172,9 @@ def test_of_two_paths_the_second_is_over_another_product_where_one_carries_enoug
         of = int(bundle.items.numbers([item])[0])
         parts = even.model.parts(bundle.histories, span, of, "new")
         shares = path_shares(bundle, form, of, parts.factors[number], parts.events)
-        rows = sorted(shares.itertuples(index=False), key=lambda row: -row.share)
-        rows = [row for row in rows if row.share > 0.0]
+        columns = [shares[name].tolist() for name in ("item", "entity", "share")]
+        rows = [PathShare(*row) for row in zip(*columns, strict=True) if row[2] > 0.0]
+        rows.sort(key=lambda row: -row.share)
         assert len(shown) == min(2, len({row.entity for row in rows}))
         if len(shown) < 2:
             continue
@@ -243,7 +250,8 @@ def test_a_user_without_events_is_explained_by_the_bias(tiny_bundle: Bundle) -> 
     users = tiny_bundle.users.extended(["u-mute"])
     found = Recommender(replace(tiny_bundle, users=users), "cpu").explain("u-mute", "a1")
     assert found.score == found.bias
-    assert found.events == found.paths == ()
+    assert found.events == ()
+    assert found.paths == ()
 
 
 def test_the_text_speaks_both_languages_of_the_same_products(recommender: Recommender) -> None:
@@ -265,12 +273,12 @@ def test_a_profile_counts_what_the_tables_hold(
     recommender: Recommender, shop_tables: Tables
 ) -> None:
     """Every fortieth user, counted again row by row."""
+    names = ("user_id", "timestamp", "item_id", "event", "split")
+    columns = [shop_tables.events[name].tolist() for name in names]
     for user in map(str, recommender.bundle.users.ids()[::40]):
         rows = [
-            (float(time), str(item), str(event))
-            for of, time, item, event, split in shop_tables.events[
-                ["user_id", "timestamp", "item_id", "event", "split"]
-            ].itertuples(index=False)
+            (time, item, event)
+            for of, time, item, event, split in zip(*columns, strict=True)
             if of == user and split != "test"
         ]
         profile = recommender.profile(user)
@@ -316,4 +324,5 @@ def test_a_user_without_events_has_an_empty_profile(tiny_bundle: Bundle) -> None
     profile = Recommender(replace(tiny_bundle, users=users), "cpu").profile("u-mute")
     assert profile.events == {}
     assert profile.first is profile.last is None
-    assert profile.items == profile.entities == ()
+    assert profile.items == ()
+    assert profile.entities == ()

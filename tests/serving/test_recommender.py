@@ -172,9 +172,7 @@ def test_candidates_are_the_whole_list_with_the_others_left_out(
     for repeats in REPEATS:
         whole = recommender.recommend(active[:30], n=299, repeats=repeats)
         kept = whole[whole["item_id"].isin(candidates)]
-        narrowed = recommender.recommend(
-            active[:30], n=299, candidates=candidates, repeats=repeats
-        )
+        narrowed = recommender.recommend(active[:30], n=299, candidates=candidates, repeats=repeats)
         columns = ["user_id", "item_id", "score"]
         pd.testing.assert_frame_equal(
             narrowed[columns], kept[columns].reset_index(drop=True), check_exact=True
@@ -213,7 +211,9 @@ def test_users_together_get_what_they_get_alone(
         for other in (blocks, single):
             assert len(other) == len(batch)
             scores = batch.set_index(keys)["score"], other.set_index(keys)["score"]
-            pd.testing.assert_series_equal(scores[0].sort_index(), scores[1].sort_index(), rtol=1e-5)
+            pd.testing.assert_series_equal(
+                scores[0].sort_index(), scores[1].sort_index(), rtol=1e-5
+            )
 
 
 @pytest.mark.parametrize("repeats", ["no", "", "Exclude"])
@@ -281,8 +281,10 @@ def test_the_order_of_a_visitors_events_counts(recommender: Recommender) -> None
     """The same two products, the one with a follower last or first."""
     late = recommender.recommend_history([("alta-tent", "purchase"), ("090", "purchase")], n=299)
     early = recommender.recommend_history([("090", "purchase"), ("alta-tent", "purchase")], n=299)
-    score = {name: frame.set_index("item_id")["score"] for name, frame in
-             (("late", late), ("early", early))}
+    score = {
+        name: frame.set_index("item_id")["score"]
+        for name, frame in (("late", late), ("early", early))
+    }
     assert score["late"]["213"] > score["early"]["213"]
 
 

@@ -135,6 +135,6 @@ def test_progress_is_told_of_every_stage(tiny_tables: Tables) -> None:
     told: list[tuple[str, int, int]] = []
     train(tiny_tables, CONFIG, progress=lambda *stage: told.append(stage))
     stages = dict.fromkeys(name for name, _, _ in told)
-    assert list(stages)[0] == "graph"
+    assert next(iter(stages)) == "graph"
     assert {"choosing settings", "fusion", "fitting channels"} <= stages.keys()
     assert all(0 <= done <= total for _, done, total in told)
