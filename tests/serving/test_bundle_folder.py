@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from kgrank.errors import BundleError
-from kgrank.serving import bundle_folder as bundle as bundles
+from kgrank.serving import bundle_folder as bundles
 from kgrank.serving.bundle_folder import find_bundle, open_bundle, write_bundle
 
 FILES = {
