@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from kgrank.config import Config
@@ -185,7 +186,7 @@ class Bundle:
         folder, manifest = open_bundle(Path(path))
         try:
             return cls._read(folder, manifest)
-        except (KeyError, ValueError, TypeError, OSError) as error:
+        except (KeyError, ValueError, TypeError, OSError, SafetensorError) as error:
             raise BundleError(
                 f"{folder}: found a bundle whose parts do not fit together ({error}); allowed: "
                 "one written by this version. Train it again."
@@ -194,6 +195,12 @@ class Bundle:
     @classmethod
     def _read(cls, folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         arrays = {n: load_file(folder / f"{n}.safetensors") for n in ("weights", *_FORMS)}
+        for file, content in arrays.items():
+            for name, values in content.items():
+                if not np.isfinite(values).all():
+                    raise ValueError(
+                        f"{file}.safetensors holds numbers that are not finite: {name}"
+                    )
         weights = arrays["weights"]
         side = ItemSide(
             weights["side.popularity"], weights["side.trend"], weights["side.cold"].astype(bool)
@@ -235,13 +242,8 @@ class Bundle:
 
 def _form(kind: str, name: str, arrays: Mapping[str, np.ndarray]) -> Form:
     if kind == "vectors":
-        vectors = arrays[name]
-        if not np.isfinite(vectors).all():
-            raise ValueError(f"vectors of channel {name!r} are not finite")
-        return DenseFeatures(torch.from_numpy(vectors))
+        return DenseFeatures(torch.from_numpy(arrays[name]))
     data = arrays[f"{name}.data"]
-    if not np.isfinite(data).all():
-        raise ValueError(f"weights of channel {name!r} are not finite")
     shape = tuple(int(n) for n in arrays[f"{name}.shape"])
     sparse = sp.csr_matrix((data, arrays[f"{name}.indices"], arrays[f"{name}.indptr"]), shape)
     sparse.check_format(full_check=True)

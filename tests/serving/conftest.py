@@ -23,7 +23,7 @@ DAY = 86_400
 # `c1` in test only, `u-new` has test rows only; u-ada's first two test rows are at the same time,
 # and her a4 was met in valid only before she buys it again in test.
 EVENTS = {
-    "u-ada": "0:a1 3:a2 6:a3 | 30:a4 | 40:a1 40:b1 43:a4 44:c1",
+    "u-ada": "0:a1 3:a2 6:a3 | 30:a4 | 40:b1 40:a1 43:a4 44:c1",
     "u-ben": "1:a2 2:a1 9:a4 | 31:a3 | 41:a5 42:a2",
     "u-cai": "2:a3 8:a4 9:a5 | 32:a1 | 42:v1 45:c1",
     "u-dot": "4:a1 7:a5 9:a1 | 33:a2 35:a1 | 46:a3",

@@ -279,9 +279,9 @@ def test_the_model_beats_popularity_on_what_was_planted(shop_bundle: Bundle) -> 
 def test_what_happens_at_the_same_time_is_not_before(
     tiny_tables: Tables, tiny_bundle: Bundle
 ) -> None:
-    """u-ada buys a1 and b1 at once after four purchases; then a4, then c1.
+    """u-ada buys b1 and a1 at once after four purchases; then a4, then c1.
 
-    Were a1 in the history of b1, "only" would still not list b1; were b1 in that of a1, it would.
+    Were b1 in the history of a1, "only" would list it above a1, which she last bought long ago.
     """
     rows, items = rows_of(tiny_tables), list(tiny_tables.items["item_id"])
     queries = queries_of(rows, "test", "next", "all", "only", "all")

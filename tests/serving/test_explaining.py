@@ -143,7 +143,7 @@ def test_a_shown_path_is_in_the_graph_and_carries_its_part(
             shown += 1
         carried = sum(path.contribution for path in found.paths)
         assert carried <= found.contributions["graph"] * (1 + 1e-5) + 1e-9
-    assert shown > 300
+    assert shown > 200
 
 
 def test_paths_stand_by_what_they_carry_each_through_an_entity_of_its_own(
@@ -160,7 +160,8 @@ def test_of_two_paths_the_second_is_over_another_product_where_one_carries_enoug
     even: Recommender, pairs: list[tuple[str, str]]
 ) -> None:
     """The strongest, and with it the strongest over another product and entity that carries a
-    tenth of it; the next of the same product only where there is none."""
+    tenth of it; the next of the same product only where there is none. Less than a hundredth of the
+    strongest is not shown."""
     bundle = even.bundle
     number = [channel.name for channel in even.model.channels].index("graph")
     form = even.model.channels[number].form
@@ -175,6 +176,7 @@ def test_of_two_paths_the_second_is_over_another_product_where_one_carries_enoug
         columns = [shares[name].tolist() for name in ("item", "entity", "share")]
         rows = [PathShare(*row) for row in zip(*columns, strict=True) if row[2] > 0.0]
         rows.sort(key=lambda row: -row.share)
+        rows = [row for row in rows if row.share >= rows[0].share / 100]
         assert len(shown) == min(2, len({row.entity for row in rows}))
         if len(shown) < 2:
             continue
@@ -192,8 +194,8 @@ def test_of_two_paths_the_second_is_over_another_product_where_one_carries_enoug
 
 def test_at_most_so_many_paths_the_strongest_among_them(even: Recommender) -> None:
     whole = even.explain("u-ada", "tarn-bottle", max_paths=50).paths
-    assert len(whole) == 3  # the brand, the category, and the hub
-    for most in range(4):
+    assert len(whole) == 2  # the brand and the category; the hub carries next to nothing
+    for most in range(3):
         paths = even.explain("u-ada", "tarn-bottle", max_paths=most).paths
         assert len(paths) == most
         assert paths[:1] == whole[: min(1, most)]
@@ -232,8 +234,8 @@ def test_the_planted_case_is_explained_by_its_brand_and_its_category(
     assert found.contributions["linear"] == found.contributions["directed"] == 0.0  # it is cold
     assert {event.item_id for event in found.events} == set(case["history"])
     more = recommender.explain(case["user"], case["item"], max_paths=50)
-    hubs = [[node.id for node in path.nodes] for path in more.paths[2:]]
-    assert all(hub in case["hub_paths"] for hub in hubs)
+    assert more.paths == found.paths  # the hub, which all products share, is no reason
+    assert "shipping" not in more.text
     assert more.paths[0].edges[0].relation == "purchase"
 
 
