@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from kgrank.config import Config
-from kgrank.errors import BundleError
+from kgrank.errors import BundleError, ConfigError
 from kgrank.fusion.channels import Channel, DenseFeatures, Form, ItemItem, SparseFeatures
 from kgrank.fusion.evidence import SPLITS, numbered
 from kgrank.fusion.history import Decay, Histories
@@ -186,7 +186,7 @@ class Bundle:
         folder, manifest = open_bundle(Path(path))
         try:
             return cls._read(folder, manifest)
-        except (KeyError, ValueError, TypeError, OSError, SafetensorError) as error:
+        except (KeyError, ValueError, TypeError, OSError, SafetensorError, ConfigError) as error:
             raise BundleError(
                 f"{folder}: found a bundle whose parts do not fit together ({error}); allowed: "
                 "one written by this version. Train it again."
@@ -223,6 +223,10 @@ class Bundle:
             )
             for entry in manifest["channels"]
         )
+        if set(heads) != {"new", "all"}:
+            raise ValueError(f"the heads are {sorted(heads)}")
+        if any(len(head.vector()) != 3 * len(channels) + 2 for head in heads.values()):
+            raise ValueError("not one fusion weight for each channel")
         items = pd.read_parquet(folder / "items.parquet")
         users = pd.read_parquet(folder / "user_ids.parquet")
         return cls(

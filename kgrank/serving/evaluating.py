@@ -194,9 +194,13 @@ def _ask(
         if split == "valid":
             queries = replace(queries, excluded=full.where(before).binary()[queries.users])
     else:
-        queries = _next(full, np.flatnonzero(asked), in_train if history == "train" else None)
+        queries = next_queries(full, np.flatnonzero(asked))
     if relevant == "new":
-        queries = _new(full, queries)
+        queries = _new(queries)
+    if protocol == "next" and history == "train":
+        counts = np.r_[0, np.cumsum(in_train)]
+        spans = Spans(counts[queries.spans.first], counts[queries.spans.last])
+        queries = replace(queries, histories=full.where(in_train), spans=spans)
     if repeats != "exclude":
         queries = all_allowed(queries)
     train_items = np.bincount(full.items[in_train], minlength=full.n_items)
@@ -204,27 +208,14 @@ def _ask(
     return Asked(queries, train_items == 0, train_events[queries.users] == 0)
 
 
-def _next(
-    full: Histories, rows: npt.NDArray[np.int64], kept: npt.NDArray[np.bool_] | None
-) -> Queries:
-    """Every row is a query; of what happened before it, only the `kept` events are its history."""
-    queries = next_queries(full, rows)
-    if kept is None:
-        return queries
-    counts = np.r_[0, np.cumsum(kept)]
-    spans = Spans(counts[queries.spans.first], counts[queries.spans.last])
-    return replace(queries, histories=full.where(kept), spans=spans)
-
-
-def _new(full: Histories, queries: Queries) -> Queries:
+def _new(queries: Queries) -> Queries:
+    """The queries with only what the user had not met before."""
     met = queries.histories.weights(queries.spans, Decay())
     met.data[:] = 1.0
-    excluded = queries.excluded.maximum(met)
-    narrowed = new_only(replace(queries, excluded=excluded))
+    narrowed = new_only(replace(queries, excluded=queries.excluded.maximum(met)))
     if not len(narrowed):
         mend = "Ask for all relevant rows."
-        found = f"no new items among {full.n_items}"
-        raise DataError([Fault("events", None, "item_id", found, "some new items", mend)])
+        raise DataError([Fault("events", None, "item_id", "nothing new", "some new items", mend)])
     return narrowed
 
 

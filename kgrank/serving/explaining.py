@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kgrank.errors import UnknownIdError
 from kgrank.fusion.channels import SparseFeatures
 from kgrank.fusion.model import EventParts, FusedModel, Head
 from kgrank.kg.vocabulary import Node
@@ -18,7 +17,7 @@ from kgrank.serving.wording import describe
 
 @dataclass(frozen=True)
 class EntityInterest:
-    """An entity that several of a user's products share; `share` sums to 1 over all entities."""
+    """An entity of a user's products; `share` sums to 1 over all entities."""
 
     id: str
     type: str
@@ -196,9 +195,6 @@ def _path_edge(bundle: Bundle, number: int) -> PathEdge:
 
 def profile(bundle: Bundle, user_id: str, *, n_items: int = 10, n_entities: int = 10) -> Profile:
     """See `Recommender.profile`."""
-    if user_id not in bundle.users:
-        bundle.users.numbers([user_id])
-        raise UnknownIdError(user_id)
     histories = bundle.histories
     span = histories.of_users(bundle.users.numbers([user_id]))
     events = np.arange(span.first[0], span.last[0])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from kgrank.errors import ConfigError, UnknownIdError
+from kgrank.errors import ConfigError
 from kgrank.fusion.history import Decay, Histories, Spans
 from kgrank.fusion.model import FusedModel, Head, exclude, top_n
 from kgrank.kg.vocabulary import Vocabulary
@@ -69,6 +69,7 @@ class Recommender:
 
         Raises:
             UnknownIdError: a user or candidate that the bundle does not know.
+            ConfigError: n is below 1, or `repeats` is none of the three.
         """
         users = self.bundle.users.numbers(list(user_ids))
         histories = self.bundle.histories
@@ -113,6 +114,8 @@ class Recommender:
             UnknownIdError: the user or an item is unknown.
         """
         items = np.unique(self.bundle.items.numbers(list(item_ids)))
+        if not len(items):
+            return _no_lists().drop(columns="user_id")
         spans = self.bundle.histories.of_users(self.bundle.users.numbers([user_id]))
         scores = self.model.scores(self.bundle.histories, spans, "new")
         chosen, values = top_n(scores[:, torch.from_numpy(items.astype(np.int64))], len(items))
@@ -130,6 +133,7 @@ class Recommender:
         Raises:
             UnknownIdError: an item is unknown.
         """
+        _check_length(n)
         bundle = self.bundle
         items = self.bundle.items.numbers(list(item_ids))
         starts = np.arange(len(items) + 1)
@@ -212,6 +216,7 @@ class Recommender:
         candidates: Sequence[str] | None,
         repeats: Repeats,
     ) -> pd.DataFrame:
+        _check_length(n)
         scores = self.model.scores(histories, spans, _head(repeats))
         met = histories.weights(spans, Decay())
         if repeats == "exclude":
@@ -229,6 +234,11 @@ class Recommender:
             scores.masked_fill_(outside, -torch.inf)
         chosen, values = top_n(scores, n)
         return _table(names, chosen, values, self.bundle.items)
+
+
+def _check_length(n: int) -> None:
+    if n < 1:
+        raise ConfigError(f"n: found {n}; allowed: 1 or more. Ask for at least one item.")
 
 
 def _head(repeats: str) -> Head:
@@ -265,6 +275,3 @@ def _no_lists() -> pd.DataFrame:
             "rank": np.empty(0, np.int64),
         }
     )
-
-
-__all__ = ["Recommender", "Repeats", "UnknownIdError"]
