@@ -151,7 +151,7 @@ def _local(
     neighbors: int,
     block: int = 512,
 ) -> sp.csr_matrix:
-    """Column j solves (G_NN + Λ_NN) b = C_Nj over N, the items with the largest C_·j."""
+    """Column j solves (G_NN + Λ_NN) b = C_Nj over N, the items with the largest C_·j > 0."""
     n_items = gram.shape[0]
     k = min(neighbors, n_items - 1)
     columns_of = cross if isinstance(cross, np.ndarray) else cross.tocsc()
@@ -159,21 +159,46 @@ def _local(
     parts = []
     for start in range(0, n_items, block):
         js = np.arange(start, min(start + block, n_items))
-        target = columns_of[:, js]
-        dense = target if isinstance(target, np.ndarray) else target.toarray()
-        right = torch.from_numpy(np.ascontiguousarray(dense.T))  # (block, n_items)
-        if not directed:
-            right[torch.arange(len(js)), torch.from_numpy(js)] = 0.0
-        near = right.topk(k, dim=1).indices.sort(dim=1).values  # (block, k)
-        wanted = right.gather(1, near)
-        local = _gather(gram, near)  # (block, k, k)
+        near, wanted = _strongest(columns_of, js, k, with_self=directed)  # (block, k)
+        shares = wanted > 0.0  # the rest are no neighbours: left out of the system
+        local = _gather(gram, near) * (shares[:, :, None] & shares[:, None, :])
         local.diagonal(dim1=1, dim2=2).add_(load[near])
         factor = torch.linalg.cholesky(local)
-        solved = torch.cholesky_solve(wanted[:, :, None], factor)[:, :, 0]
-        solved[wanted <= 0.0] = 0.0  # an item that shares nothing is no neighbour
+        solved = torch.cholesky_solve((wanted * shares)[:, :, None], factor)[:, :, 0]
         parts.append((near.numpy(), np.repeat(js, k).reshape(-1, k), solved.numpy()))
     rows, columns, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return _assemble(rows, columns, values, n_items)
+
+
+def _strongest(
+    cross: Matrix, js: npt.NDArray[np.int64], k: int, *, with_self: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest entries of columns js: rows (n × k) int64 and values, 0 where there are fewer.
+
+    Args:
+        cross: dense, or CSC.
+        js: (n) consecutive columns.
+        k: how many.
+        with_self: whether the diagonal counts.
+    """
+    if isinstance(cross, np.ndarray):
+        values = torch.from_numpy(np.ascontiguousarray(cross[:, js].T))
+        if not with_self:
+            values[torch.arange(len(js)), torch.from_numpy(js)] = 0.0
+        found = values.topk(k, dim=1)
+        return found.indices, found.values
+    starts = cross.indptr[js[0] : js[-1] + 2].astype(np.int64)
+    lengths = np.diff(starts)
+    column = np.repeat(np.arange(len(js)), lengths)
+    place = np.arange(lengths.sum()) - np.repeat(starts[:-1] - starts[0], lengths)
+    rows = np.zeros((len(js), max(k, int(lengths.max()))), np.int64)
+    packed = np.zeros(rows.shape, np.float32)
+    rows[column, place] = cross.indices[starts[0] : starts[-1]]
+    packed[column, place] = cross.data[starts[0] : starts[-1]]
+    if not with_self:
+        packed[rows == js[:, None]] = 0.0
+    values, places = torch.from_numpy(packed).topk(k, dim=1)
+    return torch.from_numpy(rows).gather(1, places), values
 
 
 def _gather(gram: Matrix, near: torch.Tensor) -> torch.Tensor:
