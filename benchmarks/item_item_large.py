@@ -21,7 +21,7 @@ import scipy.sparse as sp
 
 from kgrank.fusion.evidence import Evidence, ItemFeatures, unit_rows
 from kgrank.fusion.history import Histories
-from kgrank.fusion.item_item import Moments, Ridge
+from kgrank.fusion.item_item import Matrix, Moments, Ridge
 
 EVENTS_A_USER, ITEMS_A_CLUSTER, WORDS_AN_ITEM = 25, 200, 5
 CLUSTERS_A_USER, ANYWHERE = 3, 0.1
@@ -63,8 +63,8 @@ def _by_rank(
     return rng.choice(n, shape, p=share / share.sum())
 
 
-def report(step: str, start: float, matrix: sp.csr_matrix | npt.NDArray[np.float32]) -> None:
-    entries = matrix.nnz if sp.issparse(matrix) else matrix.size
+def report(step: str, start: float, matrix: Matrix) -> None:
+    entries = matrix.size if isinstance(matrix, np.ndarray) else matrix.nnz
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     seconds = time.perf_counter() - start
     print(f"{step:17} {seconds:6.1f} s, {entries:11,} entries, peak {peak:.2f} GiB", flush=True)

@@ -1,85 +1,281 @@
 """Item–item weights are the ridge regressions of the literature."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import scipy.sparse as sp
 
-from kgrank.fusion import item_item
-from kgrank.fusion.item_item import Moments, Ridge, product
+from kgrank.fusion import evidence, item_item
+from kgrank.fusion.evidence import Evidence, ItemFeatures
+from kgrank.fusion.history import Histories
+from kgrank.fusion.item_item import Matrix, Moments, Ridge, product, shared_features
+
+N = 8
+Dense = npt.NDArray[np.float64]
 
 
-def chosen(seed: int = 0, n_users: int = 60, n_items: int = 8) -> sp.csr_matrix:
-    dense = np.random.default_rng(seed).random((n_users, n_items)) < 0.4
+def chosen(seed: int = 0, n_items: int = N, share: float = 0.4) -> sp.csr_matrix:
+    """60 users × items, 1 where chosen."""
+    dense = np.random.default_rng(seed).random((60, n_items)) < share
     return sp.csr_matrix(dense.astype(np.float32))
 
 
-def linear(rows: sp.csr_matrix, words: np.ndarray | None = None) -> Moments:
+def gram_of(rows: sp.csr_matrix) -> Dense:
+    found: Dense = (rows.T @ rows).toarray().astype(np.float64)
+    return found
+
+
+def side(seed: int) -> sp.csr_matrix:
+    """Side rows' Gram matrix F · Fᵀ; float32."""
+    features = sp.random(N, 5, 0.4, "csr", np.float32, np.random.default_rng(seed))
+    return (features @ features.T).tocsr()
+
+
+def linear(rows: sp.csr_matrix, words: Matrix | None = None) -> Moments:
     gram = product(rows, rows)
-    return Moments(gram, gram, None, None if words is None else (words @ words.T))
+    return Moments(gram, gram, None, words)
 
 
-def ease(gram: np.ndarray, penalty: np.ndarray) -> np.ndarray:
-    inverse = np.linalg.inv(gram.astype(np.float64) + np.diag(penalty))
-    weights = -inverse / np.diag(inverse)
+def ease(gram: Dense, penalty: Dense) -> Dense:
+    """B = -P / diag(P) with P = (G + Λ)⁻¹ and a zero diagonal (Steck 2019)."""
+    inverse = np.linalg.inv(gram + np.diag(penalty))
+    weights: Dense = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0.0)
     return weights
 
 
 def test_exact_weights_are_ease() -> None:
-    """B = -P / diag(P) with P = (XᵀX + λI)⁻¹ and a zero diagonal (Steck 2019)."""
     rows = chosen()
-    found = linear(rows).weights(Ridge(5.0), neighbors=100).toarray()
-    gram = (rows.T @ rows).toarray()
-    assert found == pytest.approx(ease(gram, np.full(8, 5.0)), abs=1e-5)
+    found = linear(rows).weights(Ridge(5.0), neighbors=100)
+    assert (found.format, found.dtype) == ("csr", np.float32)
+    assert found.toarray() == pytest.approx(ease(gram_of(rows), np.full(N, 5.0)), abs=1e-5)
+
+
+def test_ease_of_two_items_by_hand() -> None:
+    """Item 0 has 3 users, item 1 has 2, both of whom chose item 0; λ = 1.
+
+    Each column is a regression on the other item alone: 2 / (3 + 1), and 2 / (2 + 1).
+    """
+    rows = sp.csr_matrix(np.array([[1, 1], [1, 1], [1, 0]], np.float32))
+    found = linear(rows).weights(Ridge(1.0), neighbors=1).toarray()
+    assert found == pytest.approx(np.array([[0, 2 / 4], [2 / 3, 0]]), abs=1e-6)
 
 
 def test_dropout_adds_its_share_of_the_diagonal() -> None:
     rows = chosen()
-    gram = (rows.T @ rows).toarray()
+    gram = gram_of(rows)
     found = linear(rows).weights(Ridge(5.0, dropout=0.5), neighbors=100).toarray()
     assert found == pytest.approx(ease(gram, 5.0 + 0.5 * np.diag(gram)), abs=1e-5)
 
 
+def test_side_rows_count_as_rows_of_further_users() -> None:
+    rows, words, entities = chosen(), side(1).toarray(), side(2).toarray()
+    gram = product(rows, rows)
+    moments = Moments(gram, gram, entities, words)
+    found = moments.weights(Ridge(5.0, entities=2.0, words=3.0), neighbors=100).toarray()
+    whole = gram_of(rows) + 2.0 * entities + 3.0 * words
+    assert found == pytest.approx(ease(whole, np.full(N, 5.0)), abs=1e-5)
+    assert moments.gram == pytest.approx(gram_of(rows))  # the moments serve the next ridge too
+
+
 def test_directed_weights_are_the_regression_on_what_came_next() -> None:
-    """(HᵀH + λI)⁻¹ HᵀY."""
-    before, after = chosen(1), chosen(2)
-    moments = Moments(product(before, before), product(before, after), None, None)
-    found = moments.weights(Ridge(3.0), neighbors=100).toarray()
-    gram = (before.T @ before).toarray() + 3.0 * np.eye(8)
-    assert found == pytest.approx(np.linalg.solve(gram, (before.T @ after).toarray()), abs=1e-5)
+    """(HᵀH + λI + S)⁻¹ (HᵀY + S), with and without side rows S."""
+    before, after, words = chosen(1), chosen(2), side(3).toarray()
+    moments = Moments(product(before, before), product(before, after), None, words)
+    assert moments.directed
+    for weight in (0.0, 4.0):
+        left = gram_of(before) + 3.0 * np.eye(N) + weight * words
+        right = (before.T @ after).toarray() + weight * words
+        found = moments.weights(Ridge(3.0, words=weight), neighbors=100).toarray()
+        assert found == pytest.approx(np.linalg.solve(left, right), abs=1e-5)
 
 
-@pytest.mark.parametrize("dense_items", [1_000, 0])
+def test_exact_weights_keep_the_largest_of_each_column() -> None:
+    """Four times as many as asked of a local ridge."""
+    rows = chosen(n_items=20)
+    found = linear(rows).weights(Ridge(5.0), neighbors=2).toarray()
+    whole = ease(gram_of(rows), np.full(20, 5.0))
+    assert (np.count_nonzero(found, axis=0) == 8).all()
+    for column in range(20):
+        kept = np.flatnonzero(found[:, column])
+        assert set(kept) == set(np.argsort(-np.abs(whole[:, column]))[:8])
+        assert found[kept, column] == pytest.approx(whole[kept, column], abs=1e-5)
+
+
+@pytest.mark.parametrize("dense_items", [1_000, 0], ids=["dense", "sparse"])
 def test_local_ridge_over_all_neighbours_is_exact(
     monkeypatch: pytest.MonkeyPatch, dense_items: int
 ) -> None:
-    """Dense and sparse moments alike."""
     monkeypatch.setattr(item_item, "DENSE_ITEMS", dense_items)
     monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
     rows = chosen()
-    assert ((rows.T @ rows).toarray() > 0).all()  # every two items share a user
-    found = linear(rows).weights(Ridge(5.0), neighbors=7).toarray()
-    gram = (rows.T @ rows).toarray()
-    assert found == pytest.approx(ease(gram, np.full(8, 5.0)), abs=1e-4)
+    gram = gram_of(rows)
+    assert (gram > 0).all()  # every two items share a user
+    found = linear(rows).weights(Ridge(5.0, dropout=0.2), neighbors=7).toarray()
+    assert found == pytest.approx(ease(gram, 5.0 + 0.2 * np.diag(gram)), abs=1e-4)
 
 
-def test_local_ridge_solves_over_the_strongest_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One neighbour: b = G_nj / (G_nn + λ), by hand."""
+def test_one_neighbour_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """b = G_nj / (G_nn + λ), λ = 1.
+
+    Item 0's strongest neighbour is item 1 (2 users in common; 1 has 2), that of items 1 and 2 is
+    item 0 (2 and 1 in common; 0 has 3).
+    """
     monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
     rows = sp.csr_matrix(np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1]], np.float32))
     found = linear(rows).weights(Ridge(1.0), neighbors=1).toarray()
-    # item 0's strongest neighbour is 1 (2 users; 1 has 2), item 1's is 0 (0 has 3), item 2's is 0.
     assert found == pytest.approx(np.array([[0, 2 / 4, 1 / 4], [2 / 3, 0, 0], [0, 0, 0]]), abs=1e-6)
 
 
-def test_shared_words_give_a_product_nobody_bought_its_weights() -> None:
-    rows = chosen()
-    dense = rows.toarray()
+@pytest.mark.parametrize("directed", [False, True], ids=["linear", "directed"])
+def test_a_local_column_is_the_ridge_on_its_strongest_neighbours(
+    monkeypatch: pytest.MonkeyPatch, directed: bool
+) -> None:
+    """Three of the others; a directed column may take the item itself."""
+    monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
+    rows = sp.random(60, N, 0.5, "csr", np.float32, np.random.default_rng(5))  # no ties
+    gram = product(rows, rows)
+    cross = product(rows, chosen(2)) if directed else gram
+    found = Moments(gram, cross, None, None).weights(Ridge(2.0), neighbors=3).toarray()
+    for column in range(N):
+        wanted = cross[:, column].copy()
+        if not directed:
+            wanted[column] = 0.0
+        near = np.sort(np.argsort(-wanted)[:3])
+        expected = np.linalg.solve(gram[np.ix_(near, near)] + 2.0 * np.eye(3), wanted[near])
+        assert np.flatnonzero(found[:, column]).tolist() == near.tolist()
+        assert found[near, column] == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_item_that_shares_nothing_is_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items 0 and 1 share users; item 2 was chosen alone, item 3 by nobody."""
+    monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
+    rows = sp.csr_matrix(np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]], np.float32))
+    found = linear(rows).weights(Ridge(1.0), neighbors=3)
+    assert sorted(zip(*(axis.tolist() for axis in found.nonzero()), strict=True)) == [
+        (0, 1),
+        (1, 0),
+    ]
+
+
+def shop(n_items: int = 30) -> Evidence:
+    """40 users with up to 12 events, item 29 without any; word and entity rows for every item."""
+    rng = np.random.default_rng(7)
+    users = np.repeat(np.arange(40), 12)
+    histories = Histories.from_arrays(
+        users,
+        rng.integers(0, n_items - 1, len(users)),
+        np.zeros(len(users), int),
+        np.full(len(users), np.nan),
+        kind_names=("buy",),
+        n_users=40,
+        n_items=n_items,
+    )
+    words, entities = (
+        sp.random(n_items, 15, 0.2, "csr", np.float32, np.random.default_rng(s)) for s in (8, 9)
+    )
+    return Evidence(histories, ItemFeatures(words, entities, None))
+
+
+@pytest.mark.parametrize("directed", [False, True], ids=["linear", "directed"])
+def test_dense_and_sparse_moments_give_the_same_weights(
+    monkeypatch: pytest.MonkeyPatch, directed: bool
+) -> None:
+    monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
+    found: list[Any] = []
+    for dense_items in (1_000, 0):
+        for module in (item_item, evidence):
+            monkeypatch.setattr(module, "DENSE_ITEMS", dense_items)
+        made = shop()
+        moments = made.directed_moments(0.5) if directed else made.linear_moments()
+        assert sp.issparse(moments.gram) == (dense_items == 0)
+        assert moments.directed == directed
+        found.append(moments.weights(Ridge(5.0, 0.1, 2.0, 3.0), neighbors=10).toarray())
+    assert np.count_nonzero(found[0]) > 100
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("exact_items", [100, 0], ids=["exact", "local"])
+def test_shared_words_give_a_product_nobody_bought_its_weights(
+    monkeypatch: pytest.MonkeyPatch, exact_items: int
+) -> None:
+    """Item 7 has no users and the word of item 0."""
+    monkeypatch.setattr(item_item, "EXACT_ITEMS", exact_items)
+    dense = chosen().toarray()
     dense[:, 7] = 0.0
-    words = np.eye(8, dtype=np.float32)
+    words = np.eye(N, dtype=np.float32)
     words[7] = words[0]
-    moments = linear(sp.csr_matrix(dense), words)
-    assert moments.weights(Ridge(5.0), neighbors=100).toarray()[0, 7] == 0.0
-    column = moments.weights(Ridge(5.0, words=3.0), neighbors=100).toarray()[:, 7]
+    moments = linear(sp.csr_matrix(dense), words @ words.T)
+    assert not moments.weights(Ridge(5.0), neighbors=7).toarray()[:, 7].any()
+    column = moments.weights(Ridge(5.0, words=3.0), neighbors=7).toarray()[:, 7]
     assert column.argmax() == 0
     assert column[0] > 0.1
+
+
+@pytest.mark.parametrize("dense_items", [1_000, 0], ids=["dense", "sparse"])
+def test_products_are_worked_out_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, dense_items: int
+) -> None:
+    monkeypatch.setattr(item_item, "DENSE_ITEMS", dense_items)
+    left, right = chosen(1), chosen(2)
+    found = product(left, right, block=3)
+    assert sp.issparse(found) == (dense_items == 0)
+    assert found.dtype == np.float32
+    found = found.toarray() if sp.issparse(found) else found
+    assert found.tolist() == (left.T @ right).toarray().tolist()
+
+
+def test_a_large_catalogue_shares_rare_words_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first word is in three items, the second in two: with RARE = 2 only it links."""
+    words = sp.csr_matrix(np.array([[1, 0], [1, 2], [1, 3]], np.float32))
+    assert shared_features(words).tolist() == [[1, 1, 1], [1, 5, 7], [1, 7, 10]]
+    monkeypatch.setattr(item_item, "DENSE_ITEMS", 2)
+    monkeypatch.setattr(item_item, "RARE", 2)
+    assert shared_features(words).toarray().tolist() == [[0, 0, 0], [0, 4, 6], [0, 6, 9]]
+
+
+def one_user(items: list[int], n_items: int) -> Evidence:
+    histories = Histories.from_arrays(
+        np.zeros(len(items), int),
+        np.array(items),
+        np.zeros(len(items), int),
+        np.full(len(items), np.nan),
+        kind_names=("buy",),
+        n_users=1,
+        n_items=n_items,
+    )
+    return Evidence.of_events(histories)
+
+
+def test_linear_moments_count_users_in_common() -> None:
+    """Item 0 twice and item 1 once: one user has both."""
+    moments = one_user([0, 1, 0], 3).linear_moments()
+    assert moments.gram.tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert not moments.directed
+
+
+def test_directed_moments_by_hand() -> None:
+    """Events 0, 1, 2 of power 1: before 1 stands (0: 1); before 2 stands (0: 1/2, 1: 1)."""
+    moments = one_user([0, 1, 2], 3).directed_moments(1.0)
+    assert moments.gram.tolist() == [[1.25, 0.5, 0], [0.5, 1, 0], [0, 0, 0]]
+    assert moments.cross.tolist() == [[0, 1, 0.5], [0, 0, 1], [0, 0, 0]]
+
+
+def test_directed_moments_look_back_ten_events() -> None:
+    """The twelfth event (item 11) sees items 1 to 10, not item 0."""
+    moments = one_user(list(range(12)), 12).directed_moments(0.0)
+    assert moments.cross[:, 11].tolist() == [0.0] + [1.0] * 10 + [0.0]
+
+
+def test_the_moments_of_a_large_catalogue_see_the_last_events(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With RECENT = 2, item 0 stands too far back."""
+    monkeypatch.setattr(evidence, "RECENT", 2)
+    assert one_user([0, 1, 2], 3).linear_moments().gram[0, 0] == 1.0
+    monkeypatch.setattr(evidence, "DENSE_ITEMS", 2)
+    monkeypatch.setattr(item_item, "DENSE_ITEMS", 2)
+    gram = one_user([0, 1, 2], 3).linear_moments().gram
+    assert gram.toarray().tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 1]]

@@ -1,0 +1,52 @@
+"""Small worlds with known answers, as events tables: what comes next is known by construction."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+
+DAY = 86_400.0  # seconds
+
+
+def _events(items: npt.NDArray[np.int64], n_valid: int) -> pd.DataFrame:
+    """One event a day: row u of `items` is what user u chose, the last `n_valid` of it on valid."""
+    n_users, length = items.shape
+    days = np.tile(np.arange(length), n_users)
+    return pd.DataFrame(
+        {
+            "user_id": [f"u{user}" for user in np.repeat(np.arange(n_users), length)],
+            "item_id": [f"i{item}" for item in items.ravel()],
+            "event": "purchase",
+            "timestamp": 1.7e9 + DAY * days,
+            "split": np.where(days < length - n_valid, "train", "valid"),
+        }
+    )
+
+
+@pytest.fixture
+def even_events() -> pd.DataFrame:
+    """Even users like even items: 60 users choose 6 of the 10 items of their side, 2 on valid."""
+    rng = np.random.default_rng(0)
+    return _events(np.array([2 * rng.permutation(10)[:6] + user % 2 for user in range(60)]), 2)
+
+
+@pytest.fixture
+def chain_events() -> pd.DataFrame:
+    """After n comes n + 1: 120 users walk 8 steps round a ring of 20 items, the last on valid."""
+    starts = np.random.default_rng(0).integers(0, 20, 120)
+    return _events((starts[:, None] + np.arange(8)) % 20, 1)
+
+
+@pytest.fixture
+def repeat_events() -> pd.DataFrame:
+    """Everyone buys their own two items of 20 again and again: 60 users, 6 times, twice on valid.
+
+    Every fifth user tries something else on valid first.
+    """
+    rng = np.random.default_rng(0)
+    own = np.array([rng.permutation(20)[:3] for _ in range(60)])
+    items = own[:, [0, 1, 0, 1, 0, 1]]
+    items[::5, 4] = own[::5, 2]
+    return _events(items, 2)
