@@ -149,13 +149,13 @@ def _local(
     *,
     directed: bool,
     neighbors: int,
-    block: int = 512,
 ) -> sp.csr_matrix:
     """Column j solves (G_NN + Λ_NN) b = C_Nj over N, the items with the largest C_·j > 0."""
     n_items = gram.shape[0]
     k = min(neighbors, n_items - 1)
     columns_of = cross if isinstance(cross, np.ndarray) else cross.tocsc()
     load = torch.from_numpy(penalty)
+    block = 512 if isinstance(cross, np.ndarray) else 128  # a long sparse column is unpacked whole
     parts = []
     for start in range(0, n_items, block):
         js = np.arange(start, min(start + block, n_items))
