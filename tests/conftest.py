@@ -33,20 +33,25 @@ def even_events() -> pd.DataFrame:
 
 
 @pytest.fixture
-def chain_events() -> pd.DataFrame:
-    """After n comes n + 1: 120 users walk 8 steps round a ring of 20 items, the last on valid."""
-    starts = np.random.default_rng(0).integers(0, 20, 120)
-    return _events((starts[:, None] + np.arange(8)) % 20, 1)
+def step_events() -> pd.DataFrame:
+    """After n comes n + 1: 120 users take four such steps round a ring of 20 items.
+
+    The steps of a user start at different places; the last event is on valid. Who met n met n + 1
+    as often as n - 1: order alone tells.
+    """
+    rng = np.random.default_rng(0)
+    starts = np.array([2 * rng.permutation(10)[:4] + user % 2 for user in range(120)])
+    return _events(np.stack([starts, starts + 1], axis=2).reshape(120, 8) % 20, 1)
 
 
 @pytest.fixture
 def repeat_events() -> pd.DataFrame:
-    """Everyone buys their own two items of 20 again and again: 60 users, 6 times, twice on valid.
+    """60 users buy four different items of 20 on train, and the first two of them again on valid.
 
-    Every fifth user tries something else on valid first.
+    Nobody repeats on train. Every fifth user buys something new on valid first.
     """
     rng = np.random.default_rng(0)
-    own = np.array([rng.permutation(20)[:3] for _ in range(60)])
-    items = own[:, [0, 1, 0, 1, 0, 1]]
-    items[::5, 4] = own[::5, 2]
+    own = np.array([rng.permutation(20)[:5] for _ in range(60)])
+    items = own[:, [0, 1, 2, 3, 0, 1]]
+    items[::5, 4] = own[::5, 4]
     return _events(items, 2)

@@ -1,131 +1,149 @@
-"""The fusion adds up, never falls below its best channel, and finds what is new."""
+"""The fusion never falls below its best channel, and finds what is new."""
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 
-from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
-from kgrank.fusion.fusing import fuse
+from kgrank.fusion.channels import Channel, ItemItem, SparseFeatures, sizes
+from kgrank.fusion.fusing import Fused, fuse, scaled_scores
 from kgrank.fusion.history import Decay, Histories
-from kgrank.fusion.model import FusedModel, top_n
+from kgrank.fusion.metrics import list_metrics
+from kgrank.fusion.model import FusedModel, exclude, top_n
 from kgrank.fusion.queries import Queries, user_queries
-from kgrank.fusion.weights import Candidates, FusionWeights, ItemSide, lift_cold
+from kgrank.fusion.weights import FusionWeights, ItemSide
 
 N_USERS, N_ITEMS, N_COLD = 300, 60, 10
+NAMES = ("noise", "linear", "text")
+METHODS = ("equal", "softmax", "ascent", "softmax+ascent")
 
 
-def world(seed: int = 0) -> tuple[Histories, Queries, ItemSide, sp.csr_matrix]:
-    """Even users like even items; the last ten items are new, and known by their words alone."""
-    rng = np.random.default_rng(seed)
-    users = np.repeat(np.arange(N_USERS), 6)
-    items = 2 * rng.integers(0, (N_ITEMS - N_COLD) // 2, len(users)) + users % 2
-    kinds, times = np.zeros(len(users), int), np.full(len(users), np.nan)
-    every = Histories.from_arrays(
-        users, items, kinds, times, kind_names=("buy",), n_users=N_USERS, n_items=N_ITEMS
-    )
-    last = np.arange(len(users)) % 6 >= 4
-    train = every.where(~last)
-    queries = user_queries(train, every.where(last), train)
-    popularity = np.bincount(train.items, minlength=N_ITEMS).astype(np.float32)
-    side = ItemSide(popularity / popularity.max(), popularity / popularity.max(), popularity == 0)
-    words = np.zeros((N_ITEMS, 2), np.float32)
-    words[np.arange(N_ITEMS), np.arange(N_ITEMS) % 2] = 1.0
-    return train, queries, side, sp.csr_matrix(words)
+class World:
+    """Even users like even items; the last ten items are new, and known by their words alone.
 
+    With `cold_on_valid`, every user's second held-out row is a new item of their side.
+    """
 
-def channels(train: Histories, words: sp.csr_matrix) -> list[Channel]:
-    noise = sp.random(N_ITEMS, N_ITEMS, 0.3, "csr", np.float32, np.random.default_rng(1))
-    together = (train.binary().T @ train.binary()).tocsr()
-    return [
-        Channel("noise", Decay(), ItemItem(noise)),
-        Channel("linear", Decay(power=0.5), ItemItem(together)),
-        Channel("text", Decay(), SparseFeatures(words)),
-    ]
-
-
-def test_never_below_the_best_single_channel_on_cross_fitted_users() -> None:
-    train, queries, side, words = world()
-    fused = fuse(channels(train, words), side, queries, seed=0)
-    singles = [fused.ndcg[name] for name in ("noise", "linear", "text")]
-    assert fused.ndcg[fused.method] >= max(singles)
-    assert fused.ndcg["noise"] < max(singles)
-
-
-def test_products_without_history_are_listed_for_whom_their_words_suit() -> None:
-    """Valid holds none of them: hidden products teach the gate."""
-    train, queries, side, words = world()
-    parts = channels(train, words)
-    weights = fuse(parts, side, queries, seed=0).weights
-    model = FusedModel(tuple(parts), side, {"new": weights, "all": weights})
-    cold = np.flatnonzero(side.cold)
-    scores = model.scores(train, train.of_users(np.arange(2)), "new")[:, cold]
-    suits = torch.from_numpy(cold % 2)[None, :] == torch.arange(2)[:, None]
-    assert float(scores[suits].min()) > float(scores[~suits].max())
-
-
-def test_parts_sum_to_the_score_over_channels_and_events() -> None:
-    train, _, side, words = world()
-    vectors = torch.from_numpy(np.random.default_rng(2).random((N_ITEMS, 5), np.float32))
-    parts = [*channels(train, words), Channel("embedding", Decay(span=2.0), DenseFeatures(vectors))]
-    weights = FusionWeights(
-        weight=np.array([0.3, 1.0, 0.5, 0.7], np.float32),
-        slope=np.array([0.0, -0.4, 0.2, 0.1], np.float32),
-        cold=np.array([0.0, 0.0, 2.0, 1.0], np.float32),
-        trend=0.5,
-        cold_bias=0.25,
-    )
-    model = FusedModel(tuple(parts), side, {"new": weights, "all": weights})
-    for user, item in ((0, 4), (1, 4), (7, N_ITEMS - 1)):
-        span = train.of_users(np.array([user]))
-        split = model.parts(train, span, item, "new")
-        assert split.parts.shape == (4, 4)
-        assert split.score == pytest.approx(
-            float(model.scores(train, span, "new")[0, item]), rel=1e-5
+    def __init__(self, *, cold_on_valid: bool = False) -> None:
+        rng = np.random.default_rng(0)
+        users = np.repeat(np.arange(N_USERS), 6)
+        items = 2 * rng.integers(0, (N_ITEMS - N_COLD) // 2, len(users)) + users % 2
+        place = np.arange(len(users)) % 6
+        if cold_on_valid:
+            new = (
+                N_ITEMS
+                - N_COLD
+                + 2 * rng.integers(0, N_COLD // 2, N_USERS)
+                + np.arange(N_USERS) % 2
+            )
+            items[place == 5] = new
+        every = Histories.from_arrays(
+            users,
+            items,
+            np.zeros(len(users), int),
+            np.full(len(users), np.nan),
+            kind_names=("buy",),
+            n_users=N_USERS,
+            n_items=N_ITEMS,
+        )
+        self.train = every.where(place < 4)
+        self.queries = user_queries(self.train, every.where(place >= 4), self.train)
+        buyers = np.bincount(self.train.items, minlength=N_ITEMS).astype(np.float32)
+        self.side = ItemSide(buyers / buyers.max(), buyers / buyers.max(), buyers == 0)
+        words = np.zeros((N_ITEMS, 2), np.float32)
+        words[np.arange(N_ITEMS), np.arange(N_ITEMS) % 2] = 1.0
+        noise = sp.random(N_ITEMS, N_ITEMS, 0.3, "csr", np.float32, np.random.default_rng(1))
+        together = (self.train.binary().T @ self.train.binary()).tocsr()
+        self.channels = (
+            Channel("noise", Decay(), ItemItem(noise)),
+            Channel("linear", Decay(power=0.5), ItemItem(together)),
+            Channel("text", Decay(), SparseFeatures(sp.csr_matrix(words))),
         )
 
+    def fused(self) -> Fused:
+        return fuse(self.channels, self.side, self.queries, seed=0)
 
-def test_gates_by_hand() -> None:
-    """0.5 - 1 · popularity, never below 0; an item without history has its own weight and bias."""
-    side = ItemSide(
-        popularity=np.array([0.0, 0.25, 1.0, 0.0], np.float32),
-        trend=np.array([0.0, 0.5, 1.0, 0.0], np.float32),
-        cold=np.array([False, False, False, True]),
+    def lists(self, weights: FusionWeights) -> Any:
+        """Each user's ten best items of those they have not met, (n_users × 10)."""
+        model = FusedModel(self.channels, self.side, {"new": weights, "all": weights})
+        scores = model.scores(self.train, self.queries.spans, "new")
+        return top_n(exclude(scores, self.queries.excluded), 10)[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+@pytest.fixture(scope="module")
+def fused(world: World) -> Fused:
+    return world.fused()
+
+
+def test_every_channel_and_every_method_is_judged(fused: Fused) -> None:
+    assert set(fused.ndcg) == {*NAMES, *METHODS}
+    assert fused.method in fused.ndcg
+
+
+def test_never_below_the_best_single_channel_on_cross_fitted_users(fused: Fused) -> None:
+    singles = [fused.ndcg[name] for name in NAMES]
+    assert fused.ndcg[fused.method] == max(fused.ndcg.values()) >= max(singles)
+    assert fused.ndcg["noise"] < max(singles) / 2
+
+
+def test_a_single_channel_is_judged_by_full_ranking(world: World, fused: Fused) -> None:
+    for number, name in enumerate(NAMES):
+        scores = scaled_scores(world.channels[number], world.queries)
+        top = exclude(scores, world.queries.excluded).topk(10, dim=1).indices.numpy()
+        expected = list_metrics(top, world.queries.relevant, (10,)).ndcg[10].mean()
+        assert fused.ndcg[name] == pytest.approx(expected)
+
+
+def test_products_without_history_are_listed_for_those_whom_their_words_suit(
+    world: World, fused: Fused
+) -> None:
+    """Valid holds none of them: hidden products teach the gate."""
+    assert not world.queries.relevant[:, world.side.cold].nnz
+    top = world.lists(fused.weights)
+    cold = world.side.cold[top]
+    assert 1 <= cold.sum(axis=1).mean() <= 9
+    suits = top % 2 == world.queries.users[:, None] % 2
+    assert suits[cold].mean() > 0.95
+
+
+def test_new_products_that_were_bought_on_valid_are_found() -> None:
+    """Every user bought one of five new items on their side; text alone puts them on top."""
+    world = World(cold_on_valid=True)
+    found = world.fused()
+    top = world.lists(found.weights)
+    cold = sp.csr_matrix(world.queries.relevant.multiply(world.side.cold.astype(np.float32)))
+    recall = list_metrics(top, cold, (10,)).recall[10].mean()
+    alone = FusionWeights.single(3, 2)
+    assert recall >= 0.85 * list_metrics(world.lists(alone), cold, (10,)).recall[10].mean()
+    without = list_metrics(world.lists(FusionWeights.single(3, 1)), cold, (10,))
+    assert recall > without.recall[10].mean() + 0.2
+
+
+def test_scores_are_scaled_to_size_one(world: World) -> None:
+    scores = scaled_scores(world.channels[1], world.queries)
+    assert scores.shape == (len(world.queries), N_ITEMS)
+    assert sizes(scores)[:, 0].numpy() == pytest.approx(np.ones(len(scores)))
+
+
+def test_users_too_few_to_cross_fit_get_the_best_single_channel(world: World) -> None:
+    """One user stands on one side alone."""
+    one = Queries(
+        world.queries.histories,
+        world.queries.spans[:1],
+        world.queries.users[:1],
+        world.queries.relevant[:1],
+        world.queries.excluded[:1],
     )
-    one = np.array([0.5], np.float32)
-    weights = FusionWeights(one, -2 * one, 6 * one, trend=2.0, cold_bias=0.1)
-    assert weights.gates(side)[0].tolist() == [0.5, 0.25, 0.0, 3.0]
-    assert weights.bias(side).tolist() == pytest.approx([0.0, 1.0, 2.0, 0.1])
-
-
-def test_equal_scores_order_by_item_number_also_at_the_cut() -> None:
-    inf = float("inf")
-    scores = torch.tensor([[1.0, 3.0, 1.0, 1.0, 2.0], [-inf, 5.0, -inf, 5.0, -inf]])
-    items, values = top_n(scores, 3)
-    assert items.tolist() == [[1, 4, 0], [1, 3, -1]]
-    assert values.tolist() == [[3.0, 2.0, 1.0], [5.0, 5.0, -inf]]
-
-
-def test_cold_items_are_lifted_to_the_floor_and_no_further() -> None:
-    """Ten queries; the relevant cold item is 1, 2, … 10 below the tenth place."""
-    n = 10
-    warm = torch.arange(20.0, 10.0, -1.0).repeat(n, 1)
-    cold = (10.0 - torch.arange(n, dtype=torch.float32))[:, None]
-    scores = torch.cat([warm, cold], 1)[:, :, None]
-    relevant = torch.zeros(n, 11, dtype=torch.bool)
-    relevant[:, 10] = True
-    candidates = Candidates(
-        scores=scores,
-        items=torch.arange(11).repeat(n, 1),
-        relevant=relevant,
-        real=torch.ones_like(relevant),
-        n_relevant=torch.ones(n, dtype=torch.int64),
-    )
-    zeros = np.zeros(11, np.float32)
-    side = ItemSide(zeros, zeros, np.arange(11) == 10)
-    lifted = lift_cold(candidates, side, FusionWeights.equal(1), floor=0.5)
-    assert lifted.cold_bias == pytest.approx(5.0, abs=0.01)  # five of ten then beat the tenth's 11
-    low = lift_cold(candidates, side, replace(lifted, cold_bias=9.0), floor=0.5)
-    assert low.cold_bias == 9.0
+    found = fuse(world.channels, world.side, one, seed=0)
+    assert set(found.ndcg) == set(NAMES)
+    assert found.method == max(NAMES, key=lambda name: found.ndcg[name])
+    best = NAMES.index(found.method)
+    assert np.flatnonzero(found.weights.weight).tolist() == [best]
+    assert torch.isfinite(torch.tensor(found.weights.vector())).all()

@@ -149,15 +149,21 @@ def test_a_local_column_is_the_ridge_on_its_strongest_neighbours(
         assert found[near, column] == pytest.approx(expected, abs=1e-4)
 
 
-def test_an_item_that_shares_nothing_is_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Items 0 and 1 share users; item 2 was chosen alone, item 3 by nobody."""
+@pytest.mark.parametrize("dense_items", [1_000, 0], ids=["dense", "sparse"])
+def test_an_item_that_shares_nothing_is_no_neighbour(
+    monkeypatch: pytest.MonkeyPatch, dense_items: int
+) -> None:
+    """Users choose {0, 1} and {1, 2}; λ = 1; nobody chooses item 3.
+
+    Column 0 is solved over item 1 alone: 1 / (2 + 1), though 1 and 2 have a user in common.
+    Column 1 is solved over 0 and 2, which have none: 1 / (1 + 1) each.
+    """
+    monkeypatch.setattr(item_item, "DENSE_ITEMS", dense_items)
     monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
-    rows = sp.csr_matrix(np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]], np.float32))
-    found = linear(rows).weights(Ridge(1.0), neighbors=3)
-    assert sorted(zip(*(axis.tolist() for axis in found.nonzero()), strict=True)) == [
-        (0, 1),
-        (1, 0),
-    ]
+    rows = sp.csr_matrix(np.array([[1, 1, 0, 0], [0, 1, 1, 0]], np.float32))
+    found = linear(rows).weights(Ridge(1.0), neighbors=3).toarray()
+    expected = [[0, 1 / 2, 0, 0], [1 / 3, 0, 1 / 3, 0], [0, 1 / 2, 0, 0], [0, 0, 0, 0]]
+    assert found == pytest.approx(np.array(expected), abs=1e-6)
 
 
 def shop(n_items: int = 30) -> Evidence:
@@ -223,8 +229,7 @@ def test_products_are_worked_out_in_blocks(
     found = product(left, right, block=3)
     assert sp.issparse(found) == (dense_items == 0)
     assert found.dtype == np.float32
-    found = found.toarray() if sp.issparse(found) else found
-    assert found.tolist() == (left.T @ right).toarray().tolist()
+    assert sp.csr_matrix(found).toarray().tolist() == (left.T @ right).toarray().tolist()
 
 
 def test_a_large_catalogue_shares_rare_words_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +238,11 @@ def test_a_large_catalogue_shares_rare_words_only(monkeypatch: pytest.MonkeyPatc
     assert shared_features(words).tolist() == [[1, 1, 1], [1, 5, 7], [1, 7, 10]]
     monkeypatch.setattr(item_item, "DENSE_ITEMS", 2)
     monkeypatch.setattr(item_item, "RARE", 2)
-    assert shared_features(words).toarray().tolist() == [[0, 0, 0], [0, 4, 6], [0, 6, 9]]
+    assert sp.csr_matrix(shared_features(words)).toarray().tolist() == [
+        [0, 0, 0],
+        [0, 4, 6],
+        [0, 6, 9],
+    ]
 
 
 def one_user(items: list[int], n_items: int) -> Evidence:
@@ -278,4 +287,5 @@ def test_the_moments_of_a_large_catalogue_see_the_last_events(
     monkeypatch.setattr(evidence, "DENSE_ITEMS", 2)
     monkeypatch.setattr(item_item, "DENSE_ITEMS", 2)
     gram = one_user([0, 1, 2], 3).linear_moments().gram
-    assert gram.toarray().tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 1]]
+    assert sp.issparse(gram)
+    assert sp.csr_matrix(gram).toarray().tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 1]]

@@ -1,12 +1,28 @@
 """Metrics equal an independent implementation's, and hand-worked numbers."""
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 
 from kgrank.errors import DataError
-from kgrank.fusion.metrics import evaluate, list_metrics
+from kgrank.fusion.metrics import evaluate, hits_of, list_metrics
+
+Lists = list[npt.NDArray[np.int64]]
+
+
+def relevant_rows(*rows: list[int], n_items: int = 6) -> sp.csr_matrix:
+    """One list of relevant items a row."""
+    of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    items = np.concatenate([np.array(row, int) for row in rows])
+    return sp.csr_matrix((np.ones(len(of), np.float32), (of, items)), (len(rows), n_items))
+
+
+def pairs(lists: Lists) -> pd.DataFrame:
+    """`user_id`, `item_id` and `rank` of each place of the lists."""
+    rows = [(f"u{u}", f"i{i}", r) for u, row in enumerate(lists) for r, i in enumerate(row, 1)]
+    return pd.DataFrame(rows, columns=["user_id", "item_id", "rank"])
 
 
 def test_hand_worked_list() -> None:
@@ -14,22 +30,52 @@ def test_hand_worked_list() -> None:
 
     recall@3 = 2/3; DCG = 1 + 1/2; ideal = 1 + 1/log2(3) + 1/2.
     """
-    relevant = sp.csr_matrix(np.array([[1, 0, 1, 0, 1]], np.float32))
-    found = list_metrics(np.array([[0, 1, 2]]), relevant, (3,)).means()
+    found = list_metrics(np.array([[0, 1, 2]]), relevant_rows([0, 2, 4]), (3,)).means()
     assert found["recall@3"] == pytest.approx(2 / 3)
     assert found["ndcg@3"] == pytest.approx(1.5 / (1.5 + 1 / np.log2(3)))
     assert found["mrr"] == 1.0
 
 
-def test_the_ideal_list_is_as_long_as_there_are_relevant_items() -> None:
+def test_the_ideal_list_is_no_longer_than_what_is_relevant() -> None:
     """One relevant item at rank 1 is a perfect list, however long."""
-    relevant = sp.csr_matrix(np.array([[0, 1, 0]], np.float32))
-    assert list_metrics(np.array([[1, 0, 2]]), relevant, (3,)).means()["ndcg@3"] == 1.0
+    found = list_metrics(np.array([[1, 0, 2]]), relevant_rows([1]), (3,))
+    assert found.means()["ndcg@3"] == 1.0
 
 
-@pytest.mark.filterwarnings("ignore")
+def test_the_ideal_list_is_no_longer_than_the_list() -> None:
+    """Five relevant, two places, both hits: NDCG 1 but recall 2/5."""
+    found = list_metrics(np.array([[0, 1, 5]]), relevant_rows([0, 1, 2, 3, 4]), (2,))
+    assert found.means() == pytest.approx({"recall@2": 2 / 5, "ndcg@2": 1.0, "mrr": 1.0})
+
+
+def test_each_cut_off_counts_its_own_places() -> None:
+    """The only hit at rank 3: nothing at 2; 1/log2(4) = 1/2 at 3; reciprocal rank 1/3."""
+    found = list_metrics(np.array([[3, 4, 1]]), relevant_rows([1]), (2, 3)).means()
+    expected = {"recall@2": 0, "ndcg@2": 0, "recall@3": 1, "ndcg@3": 0.5, "mrr": 1 / 3}
+    assert found == pytest.approx(expected)
+
+
+def test_places_behind_the_end_of_a_list_are_no_hits() -> None:
+    top = np.array([[2, -1, -1], [5, 0, -1]])
+    relevant = relevant_rows([5], [0])
+    assert hits_of(top, relevant).tolist() == [[False] * 3, [False, True, False]]
+    assert list_metrics(top, relevant, (3,)).recall[3].tolist() == [0.0, 1.0]
+
+
+def test_nothing_is_a_hit_where_nothing_is_relevant() -> None:
+    nothing = sp.csr_matrix((1, 6), dtype=np.float32)
+    assert hits_of(np.array([[0, 5]]), nothing).tolist() == [[False, False]]
+
+
+def test_means_of_some_lists() -> None:
+    found = list_metrics(np.array([[0], [1], [2]]), relevant_rows([0], [0], [2]), (1,))
+    assert found.means()["recall@1"] == pytest.approx(2 / 3)
+    assert found.means(np.array([True, True, False]))["recall@1"] == 0.5
+
+
+@pytest.mark.filterwarnings("ignore::numba.core.errors.NumbaWarning")
 def test_equals_ranx_on_random_lists() -> None:
-    """recall, NDCG and reciprocal rank to 1e-6, tables in."""
+    """recall, NDCG and reciprocal rank to 1e-6, of item numbers and of tables."""
     from ranx import Qrels, Run
     from ranx import evaluate as ranx_evaluate
 
@@ -37,15 +83,6 @@ def test_equals_ranx_on_random_lists() -> None:
     n_users, n_items = 40, 60
     lists = [rng.permutation(n_items)[:25] for _ in range(n_users)]
     wanted = [rng.permutation(n_items)[: rng.integers(1, 30)] for _ in range(n_users)]
-    recommended = pd.DataFrame(
-        [(f"u{u}", f"i{i}", r + 1) for u, row in enumerate(lists) for r, i in enumerate(row)],
-        columns=["user_id", "item_id", "rank"],
-    )
-    relevant = pd.DataFrame(
-        [(f"u{u}", f"i{i}") for u, row in enumerate(wanted) for i in row],
-        columns=["user_id", "item_id"],
-    )
-    ours = evaluate(recommended, relevant, k=(5, 10, 20)).iloc[0]
     names = ["recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr"]
     theirs = ranx_evaluate(
         Qrels({f"u{u}": {f"i{i}": 1 for i in row} for u, row in enumerate(wanted)}),
@@ -57,24 +94,70 @@ def test_equals_ranx_on_random_lists() -> None:
         ),
         names,
     )
+    relevant = relevant_rows(*(row.tolist() for row in wanted), n_items=n_items)
+    of_numbers = list_metrics(np.array(lists), relevant, (5, 10, 20)).means()
+    of_tables = evaluate(pairs(lists), pairs(wanted), k=(5, 10, 20)).iloc[0]
+    assert 0.1 < theirs["ndcg@10"] < 0.9
     for name in names:
-        assert ours[name] == pytest.approx(theirs[name], abs=1e-6), name
+        assert of_numbers[name] == pytest.approx(theirs[name], abs=1e-6), name
+        assert of_tables[name] == pytest.approx(theirs[name], abs=1e-6), name
 
 
-def test_a_user_without_a_list_scores_zero() -> None:
-    recommended = pd.DataFrame({"user_id": ["a"], "item_id": ["x"], "score": [1.0]})
-    relevant = pd.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "x"]})
-    assert evaluate(recommended, relevant)["recall@10"].item() == 0.5
+def test_tables_in_table_out() -> None:
+    """Ranks need not be in the order of the rows; user b has no list and scores 0.
+
+    User a wants x, which stands second: NDCG 1/log2(3), reciprocal rank 1/2, halved by b's 0.
+    """
+    lists = pd.DataFrame({"user_id": ["a", "a"], "item_id": ["x", "y"], "rank": [2, 1]})
+    wanted = pd.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "x"]})
+    found = evaluate(lists, wanted, k=(1, 2))
+    assert list(found) == ["users", "recall@1", "ndcg@1", "recall@2", "ndcg@2", "mrr"]
+    assert len(found) == 1
+    row = found.iloc[0].to_dict()
+    assert row["users"] == 2
+    assert (row["recall@1"], row["recall@2"]) == (0.0, 0.5)
+    assert row["ndcg@2"] == pytest.approx(0.5 / np.log2(3))
+    assert row["mrr"] == 0.25
+
+
+def test_the_highest_score_comes_first_and_equal_ones_in_the_order_of_the_rows() -> None:
+    """x, y, z score 1, 2, 1: the list is y, x, z."""
+    lists = pd.DataFrame({"user_id": "a", "item_id": ["x", "y", "z"], "score": [1.0, 2.0, 1.0]})
+    for item, reciprocal in (("y", 1.0), ("x", 1 / 2), ("z", 1 / 3)):
+        wanted = pd.DataFrame({"user_id": ["a"], "item_id": [item]})
+        assert evaluate(lists, wanted)["mrr"].item() == pytest.approx(reciprocal)
+
+
+def test_users_who_are_not_asked_about_do_not_count() -> None:
+    lists = pd.DataFrame({"user_id": ["b", "a"], "item_id": ["y", "x"], "rank": [1, 1]})
+    wanted = pd.DataFrame({"user_id": ["a"], "item_id": ["x"]})
+    found = evaluate(lists, wanted)
+    assert (found["users"].item(), found["recall@10"].item()) == (1, 1.0)
+
+
+def test_a_relevant_pair_that_stands_twice_counts_once() -> None:
+    lists = pd.DataFrame({"user_id": ["a"], "item_id": ["x"], "rank": [1]})
+    wanted = pd.DataFrame({"user_id": ["a"] * 3, "item_id": ["x", "x", "y"]})
+    assert evaluate(lists, wanted)["recall@10"].item() == 0.5
+
+
+def test_without_any_list_everyone_scores_zero() -> None:
+    lists = pd.DataFrame({"user_id": ["a"], "item_id": ["x"], "rank": [1]}).iloc[:0]
+    wanted = pd.DataFrame({"user_id": ["a"], "item_id": ["x"]})
+    found = evaluate(lists, wanted)
+    assert (found["users"].item(), found["recall@10"].item(), found["mrr"].item()) == (1, 0, 0)
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
     lists = pd.DataFrame({"user_id": ["a", "a"], "item_id": ["x", "x"], "rank": [1, 2]})
     wanted = pd.DataFrame({"user_id": ["a"], "item_id": ["x"]})
-    with pytest.raises(DataError, match="an item twice in one list"):
+    with pytest.raises(DataError, match="recommended, column 'item_id': found an item twice"):
         evaluate(lists, wanted)
     with pytest.raises(DataError, match="neither `rank` nor `score`"):
         evaluate(lists.drop(columns="rank"), wanted)
-    with pytest.raises(DataError, match="column 'item_id'"):
+    with pytest.raises(DataError, match=r"recommended.* a column 'user_id'"):
+        evaluate(lists.drop(columns="user_id"), wanted)
+    with pytest.raises(DataError, match=r"relevant.* only user_id; allowed: a column 'item_id'"):
         evaluate(lists, wanted.drop(columns="item_id"))
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="relevant: found no rows"):
         evaluate(lists, wanted.iloc[:0])
