@@ -85,9 +85,12 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
         weights = FusionWeights.single(len(channels), names.index(best))
     else:
         weights = _methods(candidates, side)[best]()
+    taught = best in names  # a single channel's weights say nothing of cold items
     if only_items(queries.relevant, side.cold).nnz < COLD_ENOUGH:
         scores, side = _hide(channels, scores, side, queries, seed)
         candidates = _candidates(scores, side, queries)
+        taught = True
+    if taught:
         weights = coordinate_ascent(candidates, side, _as_warm(channels, weights), over="cold")
     floor = COLD_SHARE * _cold_recall(scores, side, queries)
     return Fused(lift_cold(candidates, side, weights, floor), best, ndcg)

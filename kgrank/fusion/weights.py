@@ -294,7 +294,7 @@ def lift_cold(
     Args:
         candidates: what is ranked; the cold items relevant there are what recall is taken over.
         side: what the gates know of the items.
-        weights: where to start; returned unchanged if they reach the floor.
+        weights: where to start; returned unchanged if they reach the floor, or if no lift can.
         floor: recall@k of relevant cold items to reach.
         k: cut-off.
     """
@@ -304,11 +304,13 @@ def lift_cold(
 
     def recall(lift: float) -> float:
         ranks = objective.ranks(scores + lift * objective.cold)
-        return float((ranks[cold] < k).float().mean())
+        return float((ranks[cold] < k).double().mean())
 
     if not cold.any() or recall(0.0) >= floor:
         return weights
     low, high = 0.0, float(scores[candidates.real].abs().max()) + 1.0
+    if recall(high) < floor:  # above all warm items they still miss it: no lift can reach it
+        return weights
     for _ in range(20):
         middle = (low + high) / 2.0
         low, high = (low, middle) if recall(middle) >= floor else (middle, high)

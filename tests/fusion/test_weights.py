@@ -263,3 +263,21 @@ def test_cold_items_that_reach_the_floor_are_left_where_they_are() -> None:
     assert lift_cold(candidates, side, high, floor=0.85) is high
     none_cold = replace(side, cold=np.zeros(11, bool))
     assert lift_cold(candidates, none_cold, FusionWeights.equal(1), floor=1.0).cold_bias == 0.0
+
+
+def test_where_no_lift_reaches_the_floor_the_weights_stay() -> None:
+    """Twenty cold items tie at 0, one of them relevant: lifted, they still tie."""
+    scores = torch.cat([torch.arange(20.0, 10.0, -1.0).repeat(4, 1), torch.zeros(4, 20)], 1)
+    relevant = torch.zeros(4, 30, dtype=torch.bool)
+    relevant[:, 29] = True
+    candidates = Candidates(
+        scores=scores[:, :, None],
+        items=torch.arange(30).repeat(4, 1),
+        relevant=relevant,
+        real=torch.ones_like(relevant),
+        n_relevant=torch.ones(4, dtype=torch.int64),
+    )
+    zeros = np.zeros(30, np.float32)
+    side = ItemSide(zeros, zeros, np.arange(30) >= 10)
+    weights = FusionWeights.equal(1)
+    assert lift_cold(candidates, side, weights, floor=0.3) is weights
