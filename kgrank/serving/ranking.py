@@ -3,7 +3,7 @@
     out/
       part-00000.parquet    user_id, item_id (string), score (float32), rank (int32, from 1)
       …
-      manifest.json         the job, and the size and sha256 of every finished part
+      manifest.json         the job, and the users, rows and sha256 of every finished part
 
 A part appears under its name only when it is whole, and counts only once the manifest lists it. So
 a job that was killed at any moment goes on with `resume=True` where it stopped.

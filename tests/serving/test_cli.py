@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from kgrank.data import sample_shop
 from kgrank.serving.cli import app
+from kgrank.serving.printing import print_table
+from kgrank.serving.recommender import Recommender
 
 
 def run(*words: object) -> Result:
@@ -129,3 +131,91 @@ def test_the_installed_command_says_its_version() -> None:
     command = [sys.executable, "-c", "from kgrank.serving.cli import main; main()", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("kgrank 0.")
+
+
+def test_help_is_quick_to_load() -> None:
+    """No verb's imports are paid for by another."""
+    code = "import sys, kgrank.serving.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "pandas", "numpy", "pydantic", "jinja2"}.isdisjoint(done.stdout.split())
+
+
+def test_stdout_holds_one_json_object_and_stderr_the_rest(
+    shop_models: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, where a library's warning would be seen."""
+    command = [sys.executable, "-c", "from kgrank.serving.cli import main; main()", "rank"]
+    words = [str(shop_models), "--out", str(tmp_path / "lists"), "-n", "1", "--json"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["complete"] is True
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == "ranking …\n"
+
+
+def test_faults_are_objects_in_json_and_lines_on_stderr(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\na,x,-5\n,x,5\n")
+    told = run("train", tmp_path, "--out", tmp_path / "models", "--json")
+    assert told.exit_code == 1
+    error = json.loads(told.stdout)["error"]
+    assert error["kind"] == "DataError"
+    keys = {"file", "row", "column", "found", "allowed", "mend"}
+    assert all(keys <= set(fault) for fault in error["faults"])
+    assert len(error["faults"]) == len(told.stderr.splitlines()) == 2
+
+
+def test_an_interrupted_job_says_so_and_leaves_whole_parts_only(
+    shop_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **options: object) -> pd.DataFrame:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recommender, "recommend", interrupted)
+    told = run("rank", shop_models, "--out", tmp_path / "lists", "--json")
+    assert told.exit_code == 130
+    assert (told.stdout, "Interrupted" in told.stderr) == ("", True)
+    assert [path.name for path in (tmp_path / "lists").iterdir()] == ["manifest.json"]
+    monkeypatch.undo()
+    assert answer("rank", shop_models, "--out", tmp_path / "lists", "--resume")["complete"] is True
+
+
+def test_a_bug_is_shown_and_not_dressed_up(
+    shop_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Recommender, "profile", broken)
+    assert isinstance(run("profile", shop_models, "--user", "u-ada").exception, ZeroDivisionError)
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """No markup, no picture names, and nothing that a terminal would obey."""
+    print_table(("title",), [("[bold]Lamp[/bold] :lamp: \x1b[2J",)])
+    assert "[bold]Lamp[/bold] :lamp: \ufffd[2J" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("import", "netflix", "here", "there"),
+        ("explain", "MODELS", "--user", "u", "--item", "i", "--format", "svg", "--json"),
+        ("rank", "MODELS", "--out", "lists", "-n", "0"),
+        ("rank", "MODELS", "--out", "lists", "--users", "no-such-file"),
+        ("evaluate", "MODELS", "--graph", "false"),
+    ],
+)
+def test_wrong_usage_is_status_2(words: tuple[str, ...]) -> None:
+    told = run(*words)
+    assert (told.exit_code, told.stdout) == (2, "")
+
+
+def test_import_writes_tables_that_are_sound(tmp_path: Path) -> None:
+    source = tmp_path / "kgat"
+    source.mkdir()
+    (source / "train.txt").write_text("0 0 1\n1 1 2\n")
+    (source / "test.txt").write_text("0 2\n1 0\n")
+    (source / "kg_final.txt").write_text("0 0 3\n1 0 3\n2 1 4\n")
+    told = answer("import", "kgat", source, tmp_path / "shop")
+    assert (told["tables"]["events"], told["tables"]["triples"]) == (6, 3)
+    assert answer("validate", tmp_path / "shop")["tables"]["events"] == 6
+    assert run("import", "kgat", source, tmp_path / "shop").exit_code == 1

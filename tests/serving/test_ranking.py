@@ -1,13 +1,16 @@
 """A batch job that can be killed and taken up again, each row exactly once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
-from kgrank.errors import KgrankError
-from kgrank.serving.ranking import rank_users
+from kgrank.errors import ConfigError, DataError, KgrankError
+from kgrank.serving.bundle import Bundle
+from kgrank.serving.ranking import SCHEMA, fingerprint, rank_users, read_user_ids
 from kgrank.serving.recommender import Recommender
 from kgrank.serving.training import silent
 
@@ -61,3 +64,127 @@ def test_the_parts_are_the_lists_of_the_recommender(
     direct = recommender.recommend(USERS, n=4, repeats="allow")
     assert rows(out)["item_id"].tolist() == direct["item_id"].tolist()
     assert rows(out)["score"].to_numpy() == pytest.approx(direct["score"].to_numpy(), abs=1e-5)
+
+
+def test_a_part_that_was_not_listed_yet_is_written_again(
+    recommender: Recommender, tmp_path: Path
+) -> None:
+    """Killed between the part's rename and the manifest's: the part does not count twice."""
+    whole = rank_users(recommender, tmp_path, n=3, user_ids=USERS, part_users=6)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    listed = {**manifest, "parts": manifest["parts"][:1], "complete": False}
+    (tmp_path / "manifest.json").write_text(json.dumps(listed))
+    (tmp_path / "part-00001.parquet").write_bytes(b"half a file")
+    (tmp_path / "part-00001.parquet.tmp").write_bytes(b"less")
+    (tmp_path / "part-00002.parquet").unlink()
+    (tmp_path / "part-00003.parquet").unlink()
+    again = rank_users(recommender, tmp_path, n=3, user_ids=USERS, part_users=6, resume=True)
+    assert again == whole
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"manifest.json", *(part["file"] for part in whole["parts"])}
+    assert rows(tmp_path)["user_id"].drop_duplicates().tolist() == USERS
+    assert sum(part["users"] for part in again["parts"]) == again["users"] == len(USERS)
+
+
+def test_a_finished_job_taken_up_again_ranks_nothing(
+    recommender: Recommender, tmp_path: Path
+) -> None:
+    done = rank_users(recommender, tmp_path, n=3, user_ids=USERS)
+    told: list[tuple[str, int, int]] = []
+    again = rank_users(
+        recommender,
+        tmp_path,
+        n=3,
+        user_ids=USERS,
+        resume=True,
+        progress=lambda *at: told.append(at),
+    )
+    assert again == done
+    assert told == [("ranking", len(USERS), len(USERS))]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("part-00000.parquet", b"altered", "part-00000.parquet: found other content"),
+        ("part-00000.parquet", None, "part-00000.parquet: found no file"),
+        ("notes.txt", b"mine", "found notes.txt; allowed: parts of this job"),
+        ("manifest.json", b"{", "manifest.json: found something else"),
+        ("manifest.json", b'{"parts": [{"file": "../x"}]}', "manifest.json: found something else"),
+    ],
+)
+def test_a_folder_that_was_tampered_with_is_refused(
+    recommender: Recommender, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    rank_users(recommender, tmp_path, n=3, user_ids=USERS)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=message):
+        rank_users(recommender, tmp_path, n=3, user_ids=USERS, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_list_of_nobody_is_a_finished_job_of_the_same_columns(
+    recommender: Recommender, shop_bundle: Bundle, tmp_path: Path
+) -> None:
+    """A user without history has no list of what was met, and no row; an unknown one is skipped."""
+    known = set(shop_bundle.events["user_id"])
+    quiet = [str(user) for user in shop_bundle.users.ids() if user not in known]
+    assert quiet
+    job = {"user_ids": [*quiet, "nobody"], "repeats": "only", "unknown": "skip"}
+    done = rank_users(recommender, tmp_path / "quiet", **job)  # type: ignore[arg-type]
+    assert (done["rows"], done["users"], done["skipped_users"]) == (0, len(quiet), 1)
+    assert pq.read_schema(tmp_path / "quiet" / "part-00000.parquet").equals(SCHEMA)
+    none = rank_users(recommender, tmp_path / "none", user_ids=["nobody"], unknown="skip")
+    assert (none["complete"], none["parts"]) == (True, [])
+
+
+def test_the_fingerprint_sees_one_event_and_one_weight(shop_bundle: Bundle) -> None:
+    """Else a job would go on with another bundle's lists."""
+    whole = fingerprint(Recommender(shop_bundle, device="cpu"))
+    assert fingerprint(Recommender(replace(shop_bundle), device="cpu")) == whole
+    fewer = replace(shop_bundle, events=shop_bundle.events.iloc[1:])
+    assert fingerprint(Recommender(fewer, device="cpu")) != whole
+    head = shop_bundle.model.heads["new"]
+    weight = head.weight.copy()
+    weight[0] += 1e-6
+    heads = {**shop_bundle.model.heads, "new": replace(head, weight=weight)}
+    other = replace(shop_bundle, model=replace(shop_bundle.model, heads=heads))
+    assert fingerprint(Recommender(other, device="cpu")) != whole
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("users.txt", "\ufeff007\r\n\na b\n007\nu,1"),
+        ("users.csv", 'city,user_id\nx,007\ny,a b\nz,007\nw,"u,1"\n'),
+    ],
+)
+def test_user_files_keep_ids_to_the_letter_and_once(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    assert read_user_ids(tmp_path / name) == ("007", "a b", "u,1")
+
+
+def test_a_users_table_may_be_parquet(tmp_path: Path) -> None:
+    pd.DataFrame({"user_id": ["007", "7"]}).to_parquet(tmp_path / "u.parquet")
+    assert read_user_ids(tmp_path / "u.parquet") == ("007", "7")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("users.csv", b"user\n007\n", "found the columns user; allowed: a column user_id"),
+        ("users.csv", b"user_id,x\n007,1\n,2\n", "row 2, column 'user_id': found nothing"),
+        ("users.txt", b"\xff\n", "allowed: UTF-8 text"),
+        ("users.txt", b"\n\n", "found no user"),
+    ],
+)
+def test_a_users_file_at_fault_is_refused(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read_user_ids(tmp_path / name)
