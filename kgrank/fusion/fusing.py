@@ -2,7 +2,8 @@
 
 No way to find weights wins on every shop, so each is fitted on one half of the valid users and
 judged by full rankings of the other half. The best is fitted again on all; where none beats the
-best single channel, that channel alone is used.
+best single channel, that channel alone is used. The gate of products never seen in training is set
+after that, and lifting them may cost the others a little.
 """
 
 from __future__ import annotations
@@ -133,6 +134,7 @@ def _cold_recall(
     only = only_items(queries.relevant, side.cold)
     if only.nnz < COLD_ENOUGH:
         return 0.0
+    k = min(k, len(side.cold))
     found = []
     for part in scores:
         top = exclude(part.clone(), queries.excluded).topk(k, dim=1).indices.numpy()

@@ -80,7 +80,7 @@ def write_bundle(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync(models)
+    sync(models)
     _switch(models, bundle.name)
     return bundle
 
@@ -241,7 +241,7 @@ def _seal(folder: Path, manifest: dict[str, object]) -> str:
     (folder / _MANIFEST).write_bytes(content)
     (folder / _SEAL).write_bytes(_seal_line(seal))
     for path in (*folder.rglob("*"), folder):
-        _sync(path)
+        sync(path)
     return seal
 
 
@@ -259,14 +259,14 @@ def _switch(models: Path, name: str) -> None:
     temporary = models / f".tmp-{uuid.uuid4().hex}"
     try:
         temporary.write_text(f"{name}\n", "utf-8")
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(models / _CURRENT)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(models)
+    sync(models)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until the file, or the list of a folder's names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

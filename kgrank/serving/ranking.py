@@ -12,7 +12,6 @@ a job that was killed at any moment goes on with `resume=True` where it stopped.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from hashlib import file_digest, sha256
@@ -29,6 +28,7 @@ import torch
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.fusion.evidence import Progress
 from kgrank.kg.reading import read_file
+from kgrank.serving.bundle_folder import sync
 from kgrank.serving.recommender import Recommender, Repeats
 from kgrank.serving.training import silent
 
@@ -285,11 +285,11 @@ def _write_part(out: Path, number: int, lists: pd.DataFrame, users: int) -> dict
     try:
         pq.write_table(pa.Table.from_pandas(lists, SCHEMA, preserve_index=False), temporary)
         digest = _sha256(temporary)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(out)
+    sync(out)
     return {"file": path.name, "users": users, "rows": len(lists), "sha256": digest}
 
 
@@ -303,23 +303,14 @@ def _write_manifest(
     temporary = path.with_name(_MANIFEST + _TEMPORARY)
     try:
         temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), "utf-8")
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(out)
+    sync(out)
     return manifest
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until the file, or the list of a folder's names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -147,3 +147,27 @@ def test_users_too_few_to_cross_fit_get_the_best_single_channel(world: World) ->
     best = NAMES.index(found.method)
     assert np.flatnonzero(found.weights.weight).tolist() == [best]
     assert torch.isfinite(torch.tensor(found.weights.vector())).all()
+
+
+def test_a_shop_of_fewer_products_than_a_list_is_fused() -> None:
+    """Six products, two of them new: lists are shorter than the cut-off of the metrics."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(N_USERS), 4)
+    every = Histories.from_arrays(
+        users,
+        rng.integers(0, 4, len(users)),
+        np.zeros(len(users), int),
+        np.full(len(users), np.nan),
+        kind_names=("buy",),
+        n_users=N_USERS,
+        n_items=6,
+    )
+    last = np.arange(len(users)) % 4 == 3
+    train = every.where(~last)
+    popularity = np.bincount(train.items, minlength=6).astype(np.float32)
+    side = ItemSide(popularity / popularity.max(), popularity / popularity.max(), popularity == 0)
+    together = Channel("linear", Decay(), ItemItem((train.binary().T @ train.binary()).tocsr()))
+    words = Channel("text", Decay(), SparseFeatures(sp.identity(6, np.float32, format="csr")))
+    queries = user_queries(train, every.where(last), train)
+    fused = fuse([together, words], side, queries, seed=2)  # hides an item
+    assert np.isfinite(fused.weights.vector()).all()
