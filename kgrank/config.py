@@ -10,7 +10,7 @@ from typing import Any
 from kgrank.encoders.text import TextSettings
 from kgrank.encoders.tfidf import TfidfSettings
 from kgrank.errors import ConfigError
-from kgrank.fusion.settings import FitSettings
+from kgrank.fusion.settings import FitSettings, LearnSettings
 from kgrank.kg.building import GraphSettings
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import TablesSettings
@@ -23,10 +23,11 @@ class Config(Section):
     Attributes:
         tables: where each table lies, relative to the kgrank.toml.
         split: which part of time is valid and test, where the events do not say.
-        kg: which attributes become relations of the graph.
+        kg: which attributes become relations of the graph, and what learns on it.
         text: which text of a product is read, and by what encoder.
         tfidf: how words become features.
         fit: how the model is fitted.
+        learn: how its learned parts are trained.
     """
 
     tables: TablesSettings = TablesSettings()
@@ -35,6 +36,7 @@ class Config(Section):
     text: TextSettings = TextSettings()
     tfidf: TfidfSettings = TfidfSettings()
     fit: FitSettings = FitSettings()
+    learn: LearnSettings = LearnSettings()
 
 
 def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:

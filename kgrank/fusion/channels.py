@@ -53,16 +53,27 @@ class SparseFeatures:
 
 @dataclass(frozen=True, eq=False)
 class DenseFeatures:
-    """v(h, i) = ⟨V[h], V[i]⟩: an encoder's vectors, (n_items × dim) float32 on any device."""
+    """v(h, i) = ⟨S[h], V[i]⟩: an encoder's vectors, (n_items × dim) float32 on any device.
+
+    Attributes:
+        values: V, what an item is as a product to be ranked.
+        sources: S, what it is in a history; None where that is the same.
+    """
 
     values: torch.Tensor
+    sources: torch.Tensor | None = None
+
+    @property
+    def of_history(self) -> torch.Tensor:
+        """S, (n_items × dim)."""
+        return self.values if self.sources is None else self.sources
 
     def scores(self, history: sp.csr_matrix) -> torch.Tensor:
         """Σ_h w(h) · v(h, i), (n × n_items) float32 on the vectors' device."""
         device = self.values.device
         users = torch.nn.functional.embedding_bag(
             torch.from_numpy(history.indices.astype(np.int64)).to(device),
-            self.values,
+            self.of_history,
             torch.from_numpy(history.indptr[:-1].astype(np.int64)).to(device),
             mode="sum",
             per_sample_weights=torch.from_numpy(history.data).to(device),
@@ -72,7 +83,7 @@ class DenseFeatures:
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
         rows = torch.from_numpy(np.asarray(items, np.int64)).to(self.values.device)
-        return np.asarray((self.values[rows] @ self.values[target]).cpu(), np.float32)
+        return np.asarray((self.of_history[rows] @ self.values[target]).cpu(), np.float32)
 
 
 Form = ItemItem | SparseFeatures | DenseFeatures
@@ -89,7 +100,11 @@ class Channel:
     def to(self, device: str) -> Channel:
         """The same channel with its dense part on `device`."""
         if isinstance(self.form, DenseFeatures):
-            return replace(self, form=DenseFeatures(self.form.values.to(device)))
+            form, sources = self.form, self.form.sources
+            moved = DenseFeatures(
+                form.values.to(device), None if sources is None else sources.to(device)
+            )
+            return replace(self, form=moved)
         return self
 
 

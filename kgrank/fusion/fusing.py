@@ -36,6 +36,8 @@ RELEVANT = 40_000  # relevant items of all queries
 COLD_SHARE = 0.85  # of the cold items one channel alone finds, the fused list keeps this much
 COLD_ENOUGH = 50  # relevant cold items on valid below which they say too little
 HIDDEN_SHARE = 0.1  # of the relevant items, hidden to learn of cold ones where there are too few
+BAGS, BAG_SHARE = 4, 0.7  # searches whose weights are averaged, and the queries each sees
+LEARNED = "learned"  # the channel that may be left out
 TOP_WARM, TOP_COLD = 40, 15  # candidates a channel brings to each query
 
 
@@ -45,7 +47,8 @@ class Fused:
 
     Attributes:
         weights: the fusion weights.
-        method: "equal", "softmax", "ascent", "softmax+ascent" or the name of a single channel.
+        method: "equal", "softmax", "ascent", "softmax+ascent", "bagged", "bagged without learned"
+            (then the learned channel weighs nothing) or the name of a single channel.
         ndcg: cross-fitted NDCG@10 on valid of every method and of each channel alone.
     """
 
@@ -69,6 +72,7 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
     scores = [scaled_scores(channel, queries) for channel in channels]
     candidates = _candidates(scores, side, queries)
     ndcg: dict[str, float] = {}
+    learned = next((n for n, channel in enumerate(channels) if channel.name == LEARNED), None)
     for number, channel in enumerate(channels):
         single = FusionWeights.single(len(channels), number)
         ndcg[channel.name] = float(_ndcg(scores, side, queries, single).mean())
@@ -77,7 +81,7 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
         rest, judged = np.flatnonzero(half != judged_half), np.flatnonzero(half == judged_half)
         if len(rest) and len(judged):
             part = [s[torch.from_numpy(judged)] for s in scores]
-            for name, method in _methods(candidates.take(rest), side).items():
+            for name, method in _methods(candidates.take(rest), side, learned, seed).items():
                 total = _ndcg(part, side, queries.take(judged), method()).sum()
                 ndcg[name] = ndcg.get(name, 0.0) + float(total) / len(queries)
     best = max(ndcg, key=lambda name: ndcg[name])
@@ -85,7 +89,7 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
     if best in names:
         weights = FusionWeights.single(len(channels), names.index(best))
     else:
-        weights = _methods(candidates, side)[best]()
+        weights = _methods(candidates, side, learned, seed)[best]()
     taught = best in names  # a single channel's weights say nothing of cold items
     if only_items(queries.relevant, side.cold).nnz < COLD_ENOUGH:
         scores, side = _hide(channels, scores, side, queries, seed)
@@ -142,8 +146,17 @@ def _cold_recall(
     return float(max(found))
 
 
-def _methods(candidates: Candidates, side: ItemSide) -> dict[str, Callable[[], FusionWeights]]:
-    """The ways to find weights on the candidates, each worked out when it is called."""
+def _methods(
+    candidates: Candidates, side: ItemSide, learned: int | None, seed: int
+) -> dict[str, Callable[[], FusionWeights]]:
+    """The ways to find weights on the candidates, each worked out when it is called.
+
+    Args:
+        candidates: what is ranked.
+        side: what the gates know of the items.
+        learned: the place of the learned channel; a way that leaves it out is among them then.
+        seed: of the queries that a bag holds.
+    """
     candidates = candidates.answered()
     n_channels = candidates.scores.shape[2]
     equal = FusionWeights.equal(n_channels)
@@ -160,12 +173,33 @@ def _methods(candidates: Candidates, side: ItemSide) -> dict[str, Callable[[], F
     def both() -> FusionWeights:
         return coordinate_ascent(candidates, side, regression(), over="warm")
 
-    return {
+    def without() -> FusionWeights:
+        kept = [channel for channel in range(n_channels) if channel != learned]
+        return _bagged(candidates.of_channels(kept), side, seed).placed(kept, n_channels)
+
+    methods: dict[str, Callable[[], FusionWeights]] = {
         "equal": lambda: equal,
         "softmax": regression,
         "ascent": ascent,
         "softmax+ascent": both,
+        "bagged": lambda: _bagged(candidates, side, seed),
     }
+    return methods if learned is None else {**methods, "bagged without learned": without}
+
+
+def _bagged(candidates: Candidates, side: ItemSide, seed: int) -> FusionWeights:
+    """The mean of weights found on several samples of the queries (Breiman, 1996).
+
+    A direct search follows the accidents of its queries; the mean keeps what the samples share.
+    """
+    rng = np.random.default_rng(seed)
+    n, found = len(candidates), []
+    for _ in range(BAGS):
+        bag = candidates.take(np.sort(rng.permutation(n)[: max(1, round(BAG_SHARE * n))]))
+        start = softmax_regression(bag, side, FusionWeights.equal(bag.scores.shape[2]))
+        weights = coordinate_ascent(bag, side, start, over="warm")
+        found.append(weights.vector() / max(float(np.abs(weights.weight).sum()), 1e-6))
+    return FusionWeights.from_vector(np.mean(found, axis=0))
 
 
 def scaled_scores(channel: Channel, queries: Queries) -> torch.Tensor:

@@ -116,6 +116,16 @@ class Histories:
         matrix.data[:] = 1.0
         return matrix
 
+    def by_kind(self) -> dict[str, sp.csr_matrix]:
+        """Kind of event → (n_users × n_items) float32 CSR: how often (if ever)."""
+        shape, users, found = (self.n_users, self.n_items), self.users(), {}
+        for number, kind in enumerate(self.kind_names):
+            of_kind = self.kinds == number
+            ones = np.ones(int(of_kind.sum()), np.float32)
+            if len(ones):
+                found[kind] = sp.csr_matrix((ones, (users[of_kind], self.items[of_kind])), shape)
+        return found
+
     def of_users(self, users: npt.NDArray[np.integer]) -> Spans:
         """The whole history of each of `users`."""
         return Spans(self.starts[users], self.starts[np.asarray(users) + 1])

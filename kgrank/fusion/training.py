@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,10 @@ import torch
 from kgrank.errors import ModelError
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
 from kgrank.fusion.evidence import Evidence, ItemFeatures, Progress, item_side
-from kgrank.fusion.fusing import Fused, fuse
+from kgrank.fusion.fusing import LEARNED, Fused, fuse
 from kgrank.fusion.history import Decay, Histories
+from kgrank.fusion.learned import Learner
+from kgrank.fusion.loop import Trained
 from kgrank.fusion.model import FusedModel, Head
 from kgrank.fusion.queries import Queries, all_allowed, later_queries, new_only, user_queries
 from kgrank.fusion.selection import (
@@ -41,12 +44,14 @@ class Fit:
         choices: channel → the settings chosen on valid.
         fused: head → its fusion and every method's cross-fitted NDCG@10 on valid.
         ease_penalty: λ of plain EASE, chosen on valid, for the baseline that is printed beside.
+        trained: how the learned channel's training went; None without one.
     """
 
     model: FusedModel
     choices: dict[str, Choice]
     fused: dict[Head, Fused]
     ease_penalty: float
+    trained: Trained | None = None
 
 
 def fit(
@@ -55,6 +60,7 @@ def fit(
     features: ItemFeatures,
     settings: FitSettings,
     progress: Progress,
+    learner: Learner | None = None,
 ) -> Fit:
     """Choose everything on valid, then fit the channels again on train + valid if asked.
 
@@ -64,9 +70,10 @@ def fit(
         features: what is known of the items.
         settings: the `[fit]` section.
         progress: told of each stage.
+        learner: makes the learned channel; there is none if None.
 
     Raises:
-        ModelError: there are no train events, or nothing on valid can be asked.
+        ModelError: there are no train events, nothing on valid can be asked, or training diverges.
     """
     train = Evidence(histories.where(splits == 0), features)
     if not len(train.histories.items):
@@ -80,8 +87,16 @@ def fit(
     fresh = new_only(queries)
     asked = fresh if len(fresh) else all_allowed(queries)
     choices, ease_penalty = _choose(train, asked, settings, progress)
-    channels = _channels(choices, train, settings, progress)
+    channels = list(_channels(choices, train, settings, progress))
     side = item_side(train.histories)
+    ordered = _protocol(histories, splits, settings) == "later"
+    trained = None
+    if learner is not None:
+        vectors, trained = learner.learn(
+            train, _start(channels, choices), ordered=ordered, queries=asked
+        )
+        choices[LEARNED] = choose_features(Trial.of(asked, settings.seed), vectors)
+        channels.append(Channel(LEARNED, choices[LEARNED].decay, vectors))
     heads: dict[Head, Queries] = {"new": asked}
     everything = all_allowed(queries)
     repeats = 1.0 - fresh.relevant.nnz / everything.relevant.nnz
@@ -92,7 +107,7 @@ def fit(
         progress("repeat", 0, 1)
         decay, ndcg = trial.best_decay(identity, Decay(half_life=42.0))
         choices["repeat"] = Choice(decay, None, None, ndcg)
-        channels = (*channels, Channel("repeat", decay, identity))
+        channels.append(Channel("repeat", decay, identity))
     fused: dict[Head, Fused] = {}
     for done, (head, of_head) in enumerate(heads.items()):
         progress("fusion", done, len(heads))
@@ -100,15 +115,29 @@ def fit(
         fused[head] = fuse(usable, side, of_head, settings.seed)
     progress("fusion", len(heads), len(heads))
     if settings.refit:
-        train = Evidence(histories, features)
-        channels = (*_channels(choices, train, settings, progress), *channels[len(choices) - 1 :])
+        whole = Evidence(histories, features)
+        fitted = {
+            channel.name: channel for channel in _channels(choices, whole, settings, progress)
+        }
+        if learner is not None and trained is not None:
+            vectors, _ = learner.learn(
+                whole,
+                _start(list(fitted.values()), choices),
+                ordered=ordered,
+                queries=asked,
+                epochs=trained.best_epoch,
+            )
+            fitted[LEARNED] = Channel(LEARNED, choices[LEARNED].decay, vectors)
+        channels = [fitted.get(channel.name, channel) for channel in channels]
         side = item_side(histories)
-    new = _padded(fused["new"].weights, len(channels))
+    n_used = len(fused["new"].weights.weight)  # all but "repeat", which is the last
+    new = fused["new"].weights.placed(range(n_used), len(channels))
     weights: dict[Head, FusionWeights] = {
         "new": new,
         "all": fused["all"].weights if "all" in fused else new,
     }
-    return Fit(FusedModel(tuple(channels), side, weights), choices, fused, ease_penalty)
+    model = FusedModel(tuple(channels), side, weights)
+    return Fit(model, choices, fused, ease_penalty, trained)
 
 
 def valid_queries(
@@ -119,19 +148,30 @@ def valid_queries(
     "auto" asks `later` unless valid events of most users stand before some of their train events.
     """
     rows = np.flatnonzero(splits == 1)
-    protocol = settings.protocol
-    if protocol == "auto":
-        users = histories.users()
-        last_train = np.full(histories.n_users, -1, np.int64)
-        train_rows = np.flatnonzero(splits == 0)
-        last_train[users[train_rows]] = train_rows  # ascending: the last one stays
-        early = rows < last_train[users[rows]]
-        protocol = "user" if 2 * early.sum() > len(rows) else "later"
-    if protocol == "user":
+    if _protocol(histories, splits, settings) == "user":
         train = histories.where(splits == 0)
         return user_queries(train, histories.where(splits == 1), train).answerable()
     queries = later_queries(histories, rows, per_user=MOMENTS_A_USER)
     return queries.take(np.flatnonzero(queries.spans.last > queries.spans.first)).answerable()
+
+
+def _protocol(
+    histories: Histories, splits: npt.NDArray[np.int8], settings: FitSettings
+) -> Literal["later", "user"]:
+    if settings.protocol != "auto":
+        return settings.protocol
+    rows, train_rows = np.flatnonzero(splits == 1), np.flatnonzero(splits == 0)
+    users = histories.users()
+    last_train = np.full(histories.n_users, -1, np.int64)
+    last_train[users[train_rows]] = train_rows  # ascending: the last one stays
+    early = rows < last_train[users[rows]]
+    return "user" if 2 * early.sum() > len(rows) else "later"
+
+
+def _start(channels: Sequence[Channel], choices: Mapping[str, Choice]) -> sp.csr_matrix:
+    """The item–item weights of the channel that ranked better on valid."""
+    forms = {c.name: c.form.weights for c in channels if isinstance(c.form, ItemItem)}
+    return forms[max(("linear", "directed"), key=lambda name: choices[name].ndcg)]
 
 
 def _choose(
@@ -186,12 +226,3 @@ def _channels(
             channels.append(Channel(name, choice.decay, forms[name]))
     progress("fitting channels", len(choices), len(choices))
     return tuple(channels)
-
-
-def _padded(weights: FusionWeights, n_channels: int) -> FusionWeights:
-    """The same weights with 0 for the channels that came later."""
-    missing = n_channels - len(weights.weight)
-    weight, slope, cold = (
-        np.pad(part, (0, missing)) for part in (weights.weight, weights.slope, weights.cold)
-    )
-    return FusionWeights(weight, slope, cold, weights.trend, weights.cold_bias)

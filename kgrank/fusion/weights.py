@@ -13,6 +13,7 @@ that it is neither lifted nor sunk by what popular products need.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,6 +69,14 @@ class FusionWeights:
         one = np.zeros(n_channels, np.float32)
         one[channel] = 1.0
         return cls(one, np.zeros_like(one), one.copy(), 0.0, 0.0)
+
+    def placed(self, places: Sequence[int], n_channels: int) -> FusionWeights:
+        """The same weights for the channels at `places` of n_channels; 0 for the others."""
+        weight, slope, cold = (
+            np.zeros(n_channels, np.float32) for _ in (self.weight, self.slope, self.cold)
+        )
+        weight[places], slope[places], cold[places] = self.weight, self.slope, self.cold
+        return FusionWeights(weight, slope, cold, self.trend, self.cold_bias)
 
     def gates(self, side: ItemSide) -> Floats:
         """g_c(i), (n_channels × n_items) float32."""
@@ -127,6 +136,10 @@ class Candidates:
             self.real[rows],
             self.n_relevant[rows],
         )
+
+    def of_channels(self, channels: Sequence[int]) -> Candidates:
+        """The same candidates, scored by some of the channels."""
+        return replace(self, scores=self.scores[:, :, list(channels)])
 
     def answered(self) -> Candidates:
         """The queries with a relevant candidate; weights make no difference to the others."""

@@ -28,7 +28,7 @@ from kgrank.settings import Section
 
 
 class GraphSettings(Section):
-    """The `[kg]` section: which attribute columns become relations.
+    """The `[kg]` section: which attribute columns become relations, and what learns on the graph.
 
     Attributes:
         bins: number columns that become a relation, and into how many quantile bins
@@ -36,11 +36,18 @@ class GraphSettings(Section):
         ignore: columns that stay out of the graph.
         categorical: columns of numbers that are names all the same (a year, a postcode): each
             value becomes an entity.
+        encoder: what learns item vectors on the graph (`kgrank.kg.gnn`); "none" leaves the learned
+            channel out.
+        dim: length of the vectors.
+        hops: steps item → user → item (of "light"), or layers (of the others, at least one).
     """
 
     bins: dict[str, Annotated[int, Field(ge=2, le=1000)]] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ("image",)
     categorical: tuple[str, ...] = ()
+    encoder: Literal["light", "rgcn", "gatv2", "hgt", "none"] = "light"
+    dim: int = Field(default=128, ge=2, le=4096)
+    hops: int = Field(default=1, ge=0, le=8)
 
     @model_validator(mode="after")
     def _one_use_a_column(self) -> GraphSettings:

@@ -83,6 +83,7 @@ class Bundle:
             "text_vectors": asdict(encoded) if encoded else None,
             "ease_penalty": fitted.ease_penalty,
             "choices": {name: _choice_to_json(choice) for name, choice in fitted.choices.items()},
+            "learned": asdict(fitted.trained) if fitted.trained else None,
             "fusion": {
                 head: {"method": fused.method, "valid_ndcg@10": fused.ndcg}
                 for head, fused in fitted.fused.items()
@@ -159,6 +160,8 @@ class Bundle:
             name, form = channel.name, channel.form
             if isinstance(form, DenseFeatures):
                 arrays["vectors"][name] = form.values.cpu().numpy()
+                if form.sources is not None:
+                    arrays["vectors"][f"{name}.sources"] = form.sources.cpu().numpy()
             else:
                 sparse = form.weights if isinstance(form, ItemItem) else form.values
                 file = arrays["item_item" if isinstance(form, ItemItem) else "features"]
@@ -246,7 +249,10 @@ class Bundle:
 
 def _form(kind: str, name: str, arrays: Mapping[str, np.ndarray]) -> Form:
     if kind == "vectors":
-        return DenseFeatures(torch.from_numpy(arrays[name]))
+        sources = arrays.get(f"{name}.sources")
+        return DenseFeatures(
+            torch.from_numpy(arrays[name]), None if sources is None else torch.from_numpy(sources)
+        )
     data = arrays[f"{name}.data"]
     shape = tuple(int(n) for n in arrays[f"{name}.shape"])
     sparse = sp.csr_matrix((data, arrays[f"{name}.indices"], arrays[f"{name}.indptr"]), shape)

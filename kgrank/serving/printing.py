@@ -91,9 +91,10 @@ def progress_on_stderr() -> Iterator[Progress]:
         tasks: dict[str, Any] = {}
 
         def told(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+            name = _name_of(stage)
+            if name not in tasks:
+                tasks[name] = bars.add_task(stage, total=total)
+            bars.update(tasks[name], completed=done, total=total, description=stage)
 
         yield told
 
@@ -103,11 +104,16 @@ def _stage_lines() -> Progress:
 
     def told(stage: str, done: int, total: int) -> None:
         nonlocal last
-        if stage != last:
-            print(f"{stage} …", file=sys.stderr, flush=True)
-            last = stage
+        if _name_of(stage) != last:
+            last = _name_of(stage)
+            print(f"{last} …", file=sys.stderr, flush=True)
 
     return told
+
+
+def _name_of(stage: str) -> str:
+    """The stage without what changes while it runs: "learned: loss 5.1, …" is "learned"."""
+    return stage.partition(": ")[0]
 
 
 def print_bundle(facts: Mapping[str, Any], folder: str) -> None:
@@ -115,7 +121,9 @@ def print_bundle(facts: Mapping[str, Any], folder: str) -> None:
     counts = {**facts["rows"], **{name: facts[name] for name in ("users", "items", "edges")}}
     print_table(tuple(counts), [tuple(counts.values())], "Fitted on")
     rows = [(name, choice["valid_ndcg@10"]) for name, choice in facts["choices"].items()]
-    rows += [(f"fused, {head}", fused["valid_ndcg@10"]) for head, fused in facts["fusion"].items()]
+    for head, fused in facts["fusion"].items():
+        found, method = fused["valid_ndcg@10"], fused["method"]
+        rows.append((f"fused, {head} ({method})", found[method]))
     print_table(("channel", "NDCG@10 on valid"), rows)
     print(f"Bundle: {folder}")
 

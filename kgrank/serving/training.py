@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from kgrank.encoders.tfidf import tfidf
 from kgrank.encoders.whitening import whiten
 from kgrank.fusion.evidence import ItemFeatures, Progress, entity_features, numbered
 from kgrank.fusion.history import Histories
+from kgrank.fusion.learned import Learner
+from kgrank.fusion.loop import Sink, best_device
 from kgrank.fusion.training import fit
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.splits import SplitCuts, split_events
@@ -121,6 +124,10 @@ def train(
     *,
     cache: Path | None = None,
     progress: Progress = silent,
+    device: str = "auto",
+    checkpoints: Path | None = None,
+    resume: bool = False,
+    sinks: Sequence[Sink] = (),
 ) -> Bundle:
     """Fit a bundle on the train and valid rows of the tables. Test rows are never read.
 
@@ -129,13 +136,33 @@ def train(
         config: the configuration; its defaults if None.
         cache: folder of text vectors; `~/.cache/kgrank/vectors` if None.
         progress: called with (stage, done, total).
+        device: where the learned channel is trained: "auto" (cuda where there is one), "cpu" or
+            "cuda".
+        checkpoints: folder where training leaves what it needs to be resumed; none if None.
+        resume: go on from the checkpoint in that folder, if it is of the same data and settings.
+        sinks: where the figures of training go (`kgrank.fusion.loop.Sink`).
 
     Raises:
-        ModelError: there is nothing to fit on, or the text encoder cannot be loaded.
+        ModelError: there is nothing to fit on, the text encoder cannot be loaded, or training
+            diverges.
         DataError: the events cannot be split by the rule.
     """
     config = config or Config()
     folder = cache or Path.home() / ".cache" / "kgrank" / "vectors"
     prepared = prepare(tables, config, folder, progress)
-    fitted = fit(prepared.histories, prepared.splits, prepared.features, config.fit, progress)
+    learner = None
+    if config.kg.encoder != "none":
+        learner = Learner(
+            prepared.graph.to_pyg(),
+            config.kg,
+            config.learn,
+            device=best_device(device),
+            checkpoints=checkpoints,
+            resume=resume,
+            sinks=sinks,
+            report=progress,
+        )
+    fitted = fit(
+        prepared.histories, prepared.splits, prepared.features, config.fit, progress, learner
+    )
     return Bundle.of(tables, config, prepared, fitted)

@@ -1,0 +1,393 @@
+"""The learned channel: a graph encoder trained to rank, from a history, what came next.
+
+A row is a moment of a user's train time: the events before it are the history, the next ones the
+targets. The loss is a softmax over the catalogue of the cosine of the history's vector and each
+item's; beyond `FULL_SOFTMAX` items over the targets and shared negatives, drawn by popularity and
+corrected by the probability of the draw (Bengio and Senécal, 2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+
+from kgrank.errors import ModelError
+from kgrank.fusion.channels import DenseFeatures
+from kgrank.fusion.evidence import Evidence
+from kgrank.fusion.history import Histories, Spans
+from kgrank.fusion.loop import Loop, Report, Sink, Trained
+from kgrank.fusion.metrics import list_metrics
+from kgrank.fusion.model import exclude
+from kgrank.fusion.queries import Queries
+from kgrank.fusion.settings import LearnSettings
+from kgrank.kg.building import GraphSettings
+
+if TYPE_CHECKING:
+    from torch_geometric.data import HeteroData
+
+    from kgrank.kg.gnn import GraphEncoder
+
+FULL_SOFTMAX = 20_000  # items
+NEGATIVES = 4_096  # shared by a batch, in a larger catalogue
+CHUNK = 16_000_000  # rows × items whose scores are held at a time: 64 MB
+WINDOW = 50  # events of a history in order of time
+MOST_NEXT = 10  # targets in order of time: a twentieth of a mean history, so many at most
+MOMENTS = 8  # rows a user and epoch, at most
+UNORDERED = 300  # events of a history, and targets, where the order of events says nothing
+TEMPERATURE, TEMPERATURE_UNORDERED = 0.1, 0.2  # divide the cosines
+JUDGED_CELLS = 20_000_000  # valid queries × items that an epoch is judged on
+JUDGED = 2_000  # valid queries, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """Makes the learned channel.
+
+    Attributes:
+        data: the graph for PyTorch Geometric; its behaviours are not read.
+        graph: which encoder, of what size (the `[kg]` section).
+        settings: how it is trained (the `[learn]` section).
+        device: "cpu" or "cuda".
+        checkpoints: folder for the checkpoint; none is written if None.
+        resume: go on from a checkpoint that lies there.
+        sinks: where figures go.
+        report: told of progress.
+    """
+
+    data: HeteroData
+    graph: GraphSettings
+    settings: LearnSettings
+    device: str = "cpu"
+    checkpoints: Path | None = None
+    resume: bool = False
+    sinks: Sequence[Sink] = ()
+    report: Report = lambda stage, done, total: None
+
+    def learn(
+        self,
+        evidence: Evidence,
+        start: sp.csr_matrix,
+        *,
+        ordered: bool,
+        queries: Queries,
+        epochs: int | None = None,
+    ) -> tuple[DenseFeatures, Trained]:
+        """Train an encoder on the events of `evidence` and the graph's facts.
+
+        Args:
+            evidence: train events and the items' words.
+            start: item–item weights whose largest singular vectors the items begin with.
+            ordered: whether the order of a user's events says something.
+            queries: valid queries, to stop early.
+            epochs: train exactly so many instead.
+
+        Raises:
+            ModelError: training diverges, or a checkpoint is damaged.
+        """
+        from kgrank.kg.gnn import GraphInput, graph_encoder
+
+        histories = evidence.histories
+        words = evidence.features.words
+        frequency = np.bincount(words.indices, minlength=words.shape[1])
+        graph = GraphInput.of(
+            self.data, histories.by_kind(), words[:, np.flatnonzero(frequency > 1)].tocsr()
+        )
+        if graph.n_items != histories.n_items or self.graph.encoder == "none":
+            raise ModelError(
+                f"found a graph of {graph.n_items} items for {histories.n_items} items and encoder "
+                f"{self.graph.encoder!r}; allowed: the same items, and an encoder."
+            )
+        torch.manual_seed(self.settings.seed)
+        dim = min(self.graph.dim, histories.n_items)
+        encoder = graph_encoder(
+            self.graph.encoder, graph, dim, self.graph.hops, leading(start, dim, self.settings.seed)
+        )
+        window = WINDOW if ordered else UNORDERED
+        module = NextItems(
+            encoder, window, len(histories.kind_names), power=0.5 if ordered else 0.0
+        ).to(self.device)
+        encoder.to_device(self.device)
+        n_judged = max(1, min(JUDGED, JUDGED_CELLS // histories.n_items))
+        task = NextItemTask(
+            module,
+            histories,
+            ordered=ordered,
+            judged=queries.sample(n_judged, self.settings.seed),
+            batch=self.settings.batch,
+            seed=self.settings.seed,
+            device=self.device,
+        )
+        loop = Loop(
+            task,
+            self.settings,
+            "learned",
+            folder=self.checkpoints,
+            resume=self.resume,
+            identity=_identity(self.graph, histories),
+            sinks=self.sinks,
+            report=self.report,
+            stop_after=epochs,
+        )
+        trained = loop.run()
+        with torch.no_grad():
+            sources, targets = encoder()
+        return DenseFeatures(targets.cpu(), sources.cpu()), trained
+
+
+def leading(
+    weights: sp.csr_matrix, dim: int, seed: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The item–item weights at rank `dim`: B ≈ sources · targetsᵀ, each (n_items × dim) float32.
+
+    A randomized singular value decomposition (Halko, Martinsson and Tropp, 2011). Each pair of
+    columns has the sign that makes the largest target positive.
+    """
+    torch.manual_seed(seed)
+    matrix = torch.sparse_csr_tensor(
+        torch.from_numpy(weights.indptr.astype(np.int64)),
+        torch.from_numpy(weights.indices.astype(np.int64)),
+        torch.from_numpy(weights.data),
+        weights.shape,
+        check_invariants=False,
+    )
+    left, values, right = torch.svd_lowrank(matrix, q=dim, niter=3)
+    columns = torch.arange(dim)
+    sign = torch.sign(right[right.abs().argmax(dim=0), columns])
+    scale = values.sqrt() * sign
+    return (left * scale).numpy(), (right * scale).numpy()
+
+
+def _identity(graph: GraphSettings, histories: Histories) -> str:
+    """What a checkpoint must have been trained on."""
+    digest = sha256(repr(graph.as_dict()).encode())
+    for array in (histories.starts, histories.items, histories.kinds):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some moments of an epoch.
+
+    Attributes:
+        history: (n_rows × window) int64 item numbers, newest first.
+        weights: (n_rows × window) bool: whether there is such an event.
+        kinds: (n_rows × window) int64 kind of each event.
+        targets: (n_rows × n_next) int64 item numbers.
+        real: (n_rows × n_next) bool: whether there is such a target.
+        negatives: (n_negatives) int64 item numbers; None = all items.
+    """
+
+    history: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.bool_]
+    kinds: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    real: npt.NDArray[np.bool_]
+    negatives: npt.NDArray[np.int64] | None
+
+
+class NextItems(nn.Module):
+    """The encoder with what its histories are weighted by, and the temperature.
+
+    Args:
+        encoder: gives the items' vectors.
+        window: events of a history.
+        n_kinds: kinds of events.
+    """
+
+    def __init__(self, encoder: GraphEncoder, window: int, n_kinds: int, *, power: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        ages = torch.arange(1, window + 1, dtype=torch.float32)
+        self.age = nn.Parameter(-power * torch.log(ages))
+        self.kind = nn.Parameter(torch.zeros(n_kinds))
+
+
+class NextItemTask:
+    """What `Loop` trains for the learned channel.
+
+    Args:
+        module: what is learned.
+        histories: train events.
+        ordered: whether the order of a user's events says something; if not, every epoch draws
+            which of them are the history.
+        judged: valid queries that tell how good the module is.
+        batch: rows a step.
+        seed: of all draws.
+        device: where the module lies.
+    """
+
+    def __init__(
+        self,
+        module: NextItems,
+        histories: Histories,
+        *,
+        ordered: bool,
+        judged: Queries,
+        batch: int,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.module, self.histories, self.ordered = module, histories, ordered
+        self.judged, self.batch, self.seed, self.device = judged, batch, seed, device
+        self.temperature = TEMPERATURE if ordered else TEMPERATURE_UNORDERED
+        mean_length = len(histories.items) / max(1, int((np.diff(histories.starts) > 0).sum()))
+        self.n_next = max(1, min(MOST_NEXT, round(mean_length / 20))) if ordered else UNORDERED
+        users = histories.users()
+        self.first = histories.starts[users]
+        self.last = histories.starts[users + 1]
+        later = np.flatnonzero(np.arange(len(users)) > self.first)
+        self.later, self.of = later, users[later]
+        popularity = np.bincount(histories.items, minlength=histories.n_items) ** 0.75
+        expected = NEGATIVES * popularity / max(popularity.sum(), 1e-12)
+        self.inclusion = np.minimum(expected + 1e-3, 1.0)
+
+    def batches(self, epoch: int) -> Sequence[Rows]:
+        """The moments of an epoch, MOMENTS a user at most, in random order."""
+        return _Epoch(self, epoch)
+
+    def loss(self, batch: Rows, share: slice) -> Tensor:
+        """Mean over rows of the mean over their targets of −log softmax.
+
+        The encoder runs once; the rows are scored in chunks whose gradients are gathered on its
+        output, so that memory stays bounded and the graph is walked once a step.
+        """
+        sources, targets = self.module.encoder()
+        outputs = [sources, targets, self.module.age, self.module.kind]
+        leaves = [output.detach().requires_grad_() for output in outputs]
+        n = len(range(len(batch.history))[share])
+        rows = np.arange(len(batch.history))[share]
+        width = targets.shape[0] if batch.negatives is None else len(batch.negatives)
+        size = max(1, CHUNK // max(width, 1))
+        value = torch.zeros((), device=self.device)
+        for start in range(0, n, size):
+            part = self._chunk(leaves, batch, rows[start : start + size]) / len(batch.history)
+            if part.requires_grad and torch.is_grad_enabled():
+                part.backward()  # type: ignore[no-untyped-call]
+            value += part.detach()
+        gathered = [
+            (output * leaf.grad).sum()
+            for output, leaf in zip(outputs, leaves, strict=True)
+            if leaf.grad is not None
+        ]
+        if not gathered:
+            return value + 0.0 * targets.sum()
+        carried: Tensor = torch.stack(gathered).sum()
+        return torch.add(carried, (value - carried).detach())
+
+    def _chunk(
+        self, leaves: Sequence[Tensor], batch: Rows, rows: npt.NDArray[np.integer]
+    ) -> Tensor:
+        sources, targets, age, kind = leaves
+        at = self.device
+        real = torch.from_numpy(batch.weights[rows]).to(at)
+        weights = torch.exp(age + kind[torch.from_numpy(batch.kinds[rows]).to(at)]) * real
+        history = torch.from_numpy(batch.history[rows]).to(at)
+        users = nn.functional.embedding_bag(
+            history, sources, mode="sum", per_sample_weights=weights
+        )
+        users = nn.functional.normalize(users, dim=1) / self.temperature
+        wanted = torch.from_numpy(batch.targets[rows]).to(at)
+        counted = torch.from_numpy(batch.real[rows]).to(at).float()
+        counted = counted / counted.sum(1, keepdim=True).clamp(min=1.0)
+        if batch.negatives is None:
+            scores = users @ targets.T
+            own = scores.gather(1, wanted)
+            return ((scores.logsumexp(1, keepdim=True) - own) * counted).sum()
+        own = torch.einsum("rd,rtd->rt", users, targets[wanted])
+        drawn = torch.from_numpy(batch.negatives).to(at)
+        inclusion = torch.from_numpy(np.log(self.inclusion[batch.negatives])).float().to(at)
+        scores = users @ targets[drawn].T - inclusion
+        hit = torch.zeros(targets.shape[0], dtype=torch.long, device=at)
+        hit[drawn] = torch.arange(1, len(drawn) + 1, device=at)
+        place = hit[wanted]  # a row's own targets are no negatives of it
+        blocked = torch.zeros(len(rows), len(drawn) + 1, dtype=torch.bool, device=at)
+        blocked.scatter_(1, place, True)
+        rest = scores.masked_fill(blocked[:, 1:], -torch.inf).logsumexp(1, keepdim=True)
+        return ((torch.logaddexp(rest, own) - own) * counted).sum()
+
+    def judge(self) -> float:
+        """NDCG@10 on the valid queries, by full ranking, with the learned weights of events."""
+        sources, targets = self.module.encoder()
+        history = self.weights(self.judged.histories, self.judged.spans)
+        total = 0.0
+        size = max(1, CHUNK // len(targets))
+        form = DenseFeatures(targets, sources)
+        for start in range(0, len(self.judged), size):
+            block = self.judged.take(np.arange(start, min(start + size, len(self.judged))))
+            scores = form.scores(history[start : start + size]).cpu()
+            top = exclude(scores, block.excluded).topk(min(10, scores.shape[1]), dim=1).indices
+            total += float(list_metrics(top.numpy(), block.relevant, (10,)).ndcg[10].sum())
+        return total / len(self.judged)
+
+    def weights(self, histories: Histories, spans: Spans) -> sp.csr_matrix:
+        """What the module weighs the last events of each span, (n_spans × n_items) CSR."""
+        history, real, kinds = _before(histories, spans.first, spans.last, len(self.module.age))
+        age, kind = self.module.age.detach().cpu(), self.module.kind.detach().cpu()
+        values = torch.exp(age + kind[torch.from_numpy(kinds)]).numpy()[real]
+        starts = np.r_[0, np.cumsum(real.sum(axis=1))]
+        return sp.csr_matrix((values, history[real], starts), (len(spans.first), histories.n_items))
+
+
+class _Epoch(Sequence[Rows]):
+    """The batches of one epoch, each made when it is asked for."""
+
+    def __init__(self, task: NextItemTask, epoch: int) -> None:
+        rng = np.random.default_rng((task.seed, epoch))
+        self.task, self.epoch = task, epoch
+        order = np.lexsort((rng.random(len(task.later)), task.of))
+        users = task.of[order]
+        first = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+        place = np.arange(len(users)) - np.repeat(first, np.diff(np.r_[first, len(users)]))
+        self.moments = rng.permutation(task.later[order[place < MOMENTS]])
+        self.histories = task.histories
+        if not task.ordered:
+            shuffled = np.lexsort((rng.random(len(task.first)), task.first))
+            self.histories = Histories(
+                task.histories.starts,
+                task.histories.items[shuffled],
+                task.histories.kinds[shuffled],
+                task.histories.times[shuffled],
+                task.histories.kind_names,
+                task.histories.n_items,
+            )
+
+    def __len__(self) -> int:
+        return max(1, round(len(self.moments) / self.task.batch))
+
+    def __getitem__(self, number: int) -> Rows:  # type: ignore[override]
+        task, histories = self.task, self.histories
+        moments = np.array_split(self.moments, len(self))[number]
+        window = len(task.module.age)
+        history, real, kinds = _before(histories, task.first[moments], moments, window)
+        places = moments[:, None] + np.arange(task.n_next)
+        is_target = places < task.last[moments][:, None]
+        targets = histories.items[np.where(is_target, places, 0)].astype(np.int64)
+        negatives = None
+        if histories.n_items > FULL_SOFTMAX:
+            rng = np.random.default_rng((task.seed, self.epoch, number))
+            drawn = rng.random(histories.n_items) < task.inclusion
+            negatives = np.flatnonzero(drawn)
+        return Rows(history, real, kinds, targets, is_target, negatives)
+
+
+def _before(
+    histories: Histories,
+    first: npt.NDArray[np.int64],
+    last: npt.NDArray[np.int64],
+    window: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """The last `window` events of each span, newest first: items, whether there is one, kinds."""
+    places = last[:, None] - 1 - np.arange(window)
+    real = places >= first[:, None]
+    places = np.where(real, places, 0)
+    return histories.items[places].astype(np.int64), real, histories.kinds[places].astype(np.int64)

@@ -1,0 +1,313 @@
+"""The one training loop: AdamW, a schedule, early stopping on valid, checkpoints that resume.
+
+What is trained is a `Task`; the loop knows nothing of graphs or text. Every draw a task makes comes
+from (seed, epoch, step), never from a state that runs on, so that a run that was killed and resumed
+ends with the very weights of one that was not.
+
+Under `torchrun` each process takes its share of every batch and the gradients are summed, so that
+more processes compute the same step faster.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kgrank.errors import ModelError
+from kgrank.fusion.settings import LearnSettings
+
+Batch = TypeVar("Batch")
+Report = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
+
+_CHECKPOINT = "checkpoint.safetensors"
+_LOWEST_RATE = 0.02  # of the highest, at the end of the schedule
+
+
+class Task(Protocol[Batch]):
+    """What the loop trains."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Holds all that is learned."""
+
+    def batches(self, epoch: int) -> Sequence[Batch]:
+        """The epoch's batches, a function of the epoch alone; as many in every epoch."""
+
+    def loss(self, batch: Batch, share: slice) -> Tensor:
+        """The loss of the rows batch[share], divided by the rows of the whole batch."""
+
+    def judge(self) -> float:
+        """How good the module is on valid; higher is better."""
+
+
+class Sink(Protocol):
+    """Where figures go while a model is trained: TensorBoard, MLflow, W&B, a file."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the figures of one step."""
+
+    def close(self) -> None:
+        """No more will come."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training went.
+
+    Attributes:
+        best_epoch: epochs after which valid was best, from 1; the module holds those weights.
+        valid: what `judge` said after each epoch.
+        losses: mean loss of each epoch.
+        seconds: of this run; what was done before a resume is not in it.
+        steps: steps taken in all.
+    """
+
+    best_epoch: int
+    valid: tuple[float, ...]
+    losses: tuple[float, ...]
+    seconds: float
+    steps: int
+
+
+@dataclass
+class _State:
+    """Where the run stands; what a checkpoint holds besides tensors."""
+
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    total: float = 0.0  # sum of the epoch's losses so far
+    valid: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+
+
+class Loop(Generic[Batch]):
+    """Trains a task.
+
+    Args:
+        task: what is trained; its module lies on the device it is trained on.
+        settings: the `[learn]` section.
+        name: of the task, in messages and figures.
+        folder: where the checkpoint is kept; none is written if None. It is removed at the end.
+        resume: go on from the checkpoint in `folder`, if there is one that fits.
+        identity: what else must be the same for a checkpoint to fit (data, settings).
+        sinks: where figures go.
+        report: told of progress, with loss, rate and time left in words.
+        stop_after: train exactly this many epochs and do not judge: for a second fit on more data.
+    """
+
+    def __init__(
+        self,
+        task: Task[Batch],
+        settings: LearnSettings,
+        name: str,
+        *,
+        folder: Path | None = None,
+        resume: bool = False,
+        identity: str = "",
+        sinks: Sequence[Sink] = (),
+        report: Report = lambda stage, done, total: None,
+        stop_after: int | None = None,
+    ) -> None:
+        self.task, self.settings, self.name = task, settings, name
+        self.folder, self.sinks, self.report = folder, sinks, report
+        self.stop_after = stop_after
+        self.identity = json.dumps([name, settings.as_dict(), identity, stop_after])
+        self.state = _State()
+        parameters = [p for p in task.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            parameters, settings.rate, weight_decay=settings.decay, betas=(0.9, 0.98), fused=True
+        )
+        self.best: dict[str, Tensor] = {}
+        if resume and folder is not None and (folder / _CHECKPOINT).exists():
+            self._restore(folder / _CHECKPOINT)
+
+    def run(self) -> Trained:
+        """Train until the epochs are over or valid no longer gets better.
+
+        Raises:
+            ModelError: a loss or gradient is not finite; the message names step and batch.
+        """
+        with _processes():
+            return self._run()
+
+    def _run(self) -> Trained:
+        start, saved = time.monotonic(), time.monotonic()
+        state, settings = self.state, self.settings
+        epochs = self.stop_after or settings.epochs
+        first = state.epoch
+        while state.epoch < epochs and not self._stalled():
+            batches = self.task.batches(state.epoch)
+            total_steps = settings.epochs * len(batches)
+            begun, begun_at = time.monotonic(), state.step
+            while state.step < len(batches):
+                done = state.epoch * len(batches) + state.step
+                loss, rate = self._step(batches[state.step], done, total_steps)
+                state.step += 1
+                state.total += loss
+                each = (time.monotonic() - begun) / (state.step - begun_at)
+                left = each * (epochs * len(batches) - done - 1)
+                mean = state.total / state.step
+                words = f"{self.name}: loss {mean:.3f}, rate {rate:.2g}, {left:.0f} s left"
+                self.report(words, done + 1, epochs * len(batches))
+                for sink in self.sinks:
+                    sink.log(done + 1, {"loss": loss, "rate": rate})
+                if time.monotonic() - saved > settings.checkpoint_seconds:
+                    self._save()
+                    saved = time.monotonic()
+            self._end_epoch(state.epoch * len(batches) + len(batches), len(batches))
+            self._save()
+        if self.best:
+            self.task.module.load_state_dict(self.best)
+        if self.folder is not None and _rank() == 0:
+            (self.folder / _CHECKPOINT).unlink(missing_ok=True)
+        best = 1 + max(range(len(state.valid)), key=lambda e: state.valid[e]) if state.valid else 0
+        steps = state.epoch * (len(batches) if state.epoch > first else 0)
+        seconds = time.monotonic() - start
+        return Trained(best or state.epoch, state.valid, state.losses, seconds, steps)
+
+    def _step(self, batch: Batch, done: int, total: int) -> tuple[float, float]:
+        """One step of the optimizer: the loss and the rate it was taken at."""
+        settings, module = self.settings, self.task.module
+        torch.manual_seed(hash((settings.seed, done)) % 2**31)
+        rising = min(1.0, (done + 1) / max(settings.warmup, 1))
+        rate = settings.rate * rising * max(_LOWEST_RATE, 1.0 - done / total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        rank, world = _rank(), _world()
+        loss = self.task.loss(batch, slice(rank, None, world))
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = loss.detach().clone()
+        if world > 1:
+            dist.all_reduce(value)
+            for parameter in module.parameters():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
+        if not (math.isfinite(float(value)) and math.isfinite(float(norm))):
+            what = "a gradient" if math.isfinite(float(value)) else f"a loss of {float(value)}"
+            raise ModelError(
+                f"{self.name}: found {what} that is not finite at step {done} (epoch "
+                f"{self.state.epoch}, batch {self.state.step}); allowed: finite numbers. Lower "
+                "learn.rate."
+            )
+        self.optimizer.step()
+        return float(value), rate
+
+    def _end_epoch(self, done: int, n_batches: int) -> None:
+        state = self.state
+        state.losses = (*state.losses, state.total / n_batches)
+        state.epoch, state.step, state.total = state.epoch + 1, 0, 0.0
+        if self.stop_after is not None:
+            return
+        self.task.module.eval()
+        with torch.no_grad():
+            value = self.task.judge()
+        if value > max(state.valid, default=-math.inf):
+            weights = self.task.module.state_dict()
+            self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        state.valid = (*state.valid, value)
+        for sink in self.sinks:
+            sink.log(done, {"valid": value, "epoch_loss": state.losses[-1]})
+
+    def _stalled(self) -> bool:
+        valid = self.state.valid
+        if not valid:
+            return False
+        best = max(range(len(valid)), key=lambda epoch: valid[epoch])
+        return len(valid) - 1 - best >= self.settings.patience
+
+    def _save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        if self.folder is None or _rank() != 0:
+            return
+        tensors = {f"module.{n}": t.contiguous() for n, t in self.task.module.state_dict().items()}
+        tensors |= {f"best.{name}": tensor.contiguous() for name, tensor in self.best.items()}
+        for number, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in entry.items()}
+        words = {"identity": self.identity, "state": json.dumps(vars(self.state))}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{_CHECKPOINT}.{os.getpid()}"
+        try:
+            save_file({n: t.cpu().clone() for n, t in tensors.items()}, temporary, words)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self.folder / _CHECKPOINT)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _restore(self, path: Path) -> None:
+        """Go on where the checkpoint stands, if it belongs to this very training.
+
+        Raises:
+            ModelError: it is damaged.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                words = file.metadata() or {}
+                if words.get("identity") != self.identity:
+                    return
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            said: dict[str, Any] = json.loads(words["state"])
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise ModelError(
+                f"{path}: found a checkpoint that cannot be read ({error}); allowed: one written "
+                "by this version. Remove it, and the training starts anew."
+            ) from error
+        said |= {name: tuple(said[name]) for name in ("valid", "losses")}
+        self.state = _State(**said)
+        self.task.module.load_state_dict(_named(tensors, "module."))
+        self.best = _named(tensors, "best.")
+        optimizer = self.optimizer.state_dict()
+        of_parameter: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _named(tensors, "optimizer.").items():
+            number, entry = name.split(".", 1)
+            of_parameter.setdefault(int(number), {})[entry] = tensor
+        self.optimizer.load_state_dict({**optimizer, "state": of_parameter})
+
+
+def best_device(device: str = "auto") -> str:
+    """ "auto" as "cuda" where there is one, else "cpu"; any other name as it is."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def _processes() -> Iterator[None]:
+    """Join the other processes that `torchrun` started, if it did."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized() or not dist.is_available():
+        yield
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,384 @@
+"""Graph encoders: item vectors learned on the one graph of behaviours, attributes and triples.
+
+Every encoder gives two vectors an item, one for the item in a history (source) and one for the item
+that is ranked (target), so that "after this, that" differs from "with this, that". There is no
+table of users: a user is the weighted sum of the sources of its history.
+
+`light` is linear in the edges (LightGCN's rule; He et al., 2020), so that a score still splits over
+history events and graph paths. `rgcn`, `gatv2` and `hgt` (Schlichtkrull et al., 2018; Brody et al.,
+2022; Hu et al., 2020) are PyTorch Geometric's layers on the same graph; they cost more, and what
+they say of an item no longer splits over paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+
+from kgrank.kg.propagation import Adjacency, LightConv, propagate
+
+if TYPE_CHECKING:
+    from torch_geometric.data import HeteroData
+
+EncoderName = Literal["light", "rgcn", "gatv2", "hgt"]
+
+INITIAL = 0.05  # standard deviation of new parameters
+HOP = 0.1  # what a behaviour's neighbourhood weighs at the start
+
+
+@dataclass(frozen=True, eq=False)
+class GraphInput:
+    """What an encoder learns on.
+
+    Attributes:
+        known: (n_items × n_facts) CSR float32: which facts hold of an item, each row of length 1.
+            A fact is a (relation, tail) pair.
+        relations: (n_facts) int64, the relation of each fact.
+        tails: (n_facts) int64, the entity (or item) of each fact.
+        behaviours: kind of event → (n_users × n_items) CSR, how often.
+        words: (n_items × n_words) CSR float32, rows of length 1; no columns without text.
+        data: the facts for PyTorch Geometric.
+    """
+
+    known: sp.csr_matrix
+    relations: npt.NDArray[np.int64]
+    tails: npt.NDArray[np.int64]
+    behaviours: Mapping[str, sp.csr_matrix]
+    words: sp.csr_matrix
+    data: HeteroData
+
+    @property
+    def n_items(self) -> int:
+        """How many items get vectors."""
+        return int(self.known.shape[0])
+
+    @classmethod
+    def of(
+        cls,
+        data: HeteroData,
+        behaviours: Mapping[str, sp.csr_matrix],
+        words: sp.csr_matrix,
+    ) -> GraphInput:
+        """What the graph says of its items, and what users did with them.
+
+        The behaviours that `data` holds are not read: which events a fit may see is the caller's.
+
+        Args:
+            data: `KnowledgeGraph.to_pyg()`; its items are the items.
+            behaviours: kind of event → (n_users × n_items) CSR.
+            words: (n_items × n_words) CSR.
+        """
+        starts, n_nodes = {}, 0  # where each node type begins among all tails
+        for kind in data.node_types:
+            starts[kind], n_nodes = n_nodes, n_nodes + int(data[kind].num_nodes)
+        n_items = int(data["item"].num_nodes)
+        rows, relations, tails, weights = [], [], [], []
+        for number, (head, relation, tail) in enumerate(data.edge_types):
+            if "item" not in (head, tail) or "user" in (head, tail):
+                continue
+            store = data[head, relation, tail]
+            ends = store.edge_index.numpy()
+            for own, other, place, way in ((head, tail, 0, 0), (tail, head, 1, 1)):
+                if own == "item":
+                    rows.append(ends[place])
+                    tails.append(ends[1 - place] + starts[other])
+                    relations.append(np.full(len(ends[place]), 2 * number + way))
+                    weights.append(store.edge_weight.numpy())
+        if not rows:
+            nothing = np.empty(0, np.int64)
+            return cls(sp.csr_matrix((n_items, 0)), nothing, nothing, behaviours, words, data)
+        of_fact = np.concatenate(relations) * n_nodes + np.concatenate(tails)
+        facts, columns = np.unique(of_fact, return_inverse=True)
+        entries = (np.concatenate(weights), (np.concatenate(rows), columns))
+        known = sp.csr_matrix(entries, (n_items, len(facts)), dtype=np.float32)
+        known.sum_duplicates()
+        _, relation_numbers = np.unique(facts // n_nodes, return_inverse=True)
+        _, tail_numbers = np.unique(facts % n_nodes, return_inverse=True)
+        return cls(_informative(known), relation_numbers, tail_numbers, behaviours, words, data)
+
+
+def _informative(known: sp.csr_matrix) -> sp.csr_matrix:
+    """Facts weighted by how few items share them (IDF), each item's to length 1."""
+    known = known.copy()
+    known.data = np.clip(known.data, 0.0, 1.0)
+    frequency = np.bincount(known.indices, minlength=known.shape[1])
+    idf = np.where(frequency > 1, np.log(known.shape[0] / np.maximum(frequency, 1)), 0.0)
+    known = (known @ sp.diags(idf.astype(np.float32))).tocsr()
+    lengths = np.sqrt(np.asarray(known.multiply(known).sum(axis=1)).ravel())
+    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return sp.csr_matrix(sp.diags(scale.astype(np.float32)) @ known, dtype=np.float32)
+
+
+class GraphEncoder(nn.Module):
+    """Vectors of items: an own part, what the words say, and what the graph brings.
+
+    An item that no user has met has no own part: what is known of it is its vector.
+
+    Args:
+        graph: what is learned on.
+        dim: length of the vectors.
+        start: (n_items × dim) sources and targets to start from; small random numbers if None.
+    """
+
+    def __init__(
+        self,
+        graph: GraphInput,
+        dim: int,
+        start: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
+    ) -> None:
+        super().__init__()
+        met = np.zeros(graph.n_items, bool)
+        for matrix in graph.behaviours.values():
+            met[matrix.indices] = True
+        self.met: Tensor
+        self.register_buffer("met", torch.from_numpy(met)[:, None].float(), persistent=False)
+        if start is None:
+            self.source, self.target = _table(graph.n_items, dim), _table(graph.n_items, dim)
+        else:
+            self.source, self.target = (nn.Parameter(_sized(part)) for part in start)
+        self.word = _table(graph.words.shape[1], dim)
+        self._words = Adjacency.of(graph.words)
+
+    def brought(self) -> Tensor:
+        """What the graph brings to each item, (n_items × dim)."""
+        raise NotImplementedError
+
+    def base(self) -> Tensor:
+        """What each item's vector is before the graph, (n_items × dim)."""
+        return self.target * self.met + self.said()
+
+    def said(self) -> Tensor:
+        """What the words bring to each item, (n_items × dim)."""
+        return propagate(self.word, self._words)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Sources and targets, each (n_items × dim) with rows of length 1 (or 0)."""
+        shared = self.said() + self.brought()
+        return (
+            nn.functional.normalize(self.source * self.met + shared, dim=1),
+            nn.functional.normalize(self.target * self.met + shared, dim=1),
+        )
+
+    def to_device(self, device: str) -> GraphEncoder:
+        """The encoder with its edges on `device`."""
+        self._words = self._words.to(device)
+        return self.to(device)
+
+
+class LightEncoder(GraphEncoder):
+    """Facts as learned vectors, one a (relation, tail), and light steps item → user → item.
+
+    A fact's vector is its tail's times its relation's, element by element (DistMult's product;
+    Yang et al., 2015). Each kind of behaviour has its own weight vector for each step.
+
+    Args:
+        graph: what is learned on.
+        dim: length of the vectors.
+        hops: steps item → user → item; 0 for facts alone.
+        start: see `GraphEncoder`.
+    """
+
+    def __init__(
+        self,
+        graph: GraphInput,
+        dim: int,
+        hops: int,
+        start: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
+    ) -> None:
+        super().__init__(graph, dim, start)
+        n_tails = int(graph.tails.max()) + 1 if len(graph.tails) else 0
+        n_relations = int(graph.relations.max()) + 1 if len(graph.relations) else 0
+        self.tail = _table(n_tails, dim)
+        self.relation = nn.Parameter(torch.ones(n_relations, dim))
+        self.hop = nn.Parameter(torch.full((hops, len(graph.behaviours), dim), HOP))
+        self._known = Adjacency.of(graph.known)
+        self._fact = torch.from_numpy(graph.relations), torch.from_numpy(graph.tails)
+        self._behaviours = [Adjacency.of(_symmetric(m)) for m in graph.behaviours.values()]
+        self._step = LightConv()
+
+    def facts(self) -> Tensor:
+        """The vector of each fact, (n_facts × dim)."""
+        relation, tail = self._fact
+        return self.relation[relation] * self.tail[tail]
+
+    def brought(self) -> Tensor:
+        """What facts and neighbours bring, linear in the edges, (n_items × dim)."""
+        known: Tensor = self._step(self.facts(), self._known)
+        if not len(self.hop):
+            return known
+        near, step = known, self.base() + known
+        for weights in self.hop:
+            users = _sum(self._step(step, edges) for edges in self._behaviours)
+            step = _sum(
+                weight * self._step(users, edges.transposed)
+                for weight, edges in zip(weights, self._behaviours, strict=True)
+            )
+            near = near + step
+        return near
+
+    def to_device(self, device: str) -> GraphEncoder:
+        """The encoder with its edges on `device`."""
+        self._known = self._known.to(device)
+        self._fact = self._fact[0].to(device), self._fact[1].to(device)
+        self._behaviours = [edges.to(device) for edges in self._behaviours]
+        return super().to_device(device)
+
+
+class MessageEncoder(GraphEncoder):
+    """PyTorch Geometric's RGCN, GATv2 or HGT over items, facts' tails and users.
+
+    A user starts from the mean of the items it met; all else from learned vectors.
+
+    Args:
+        graph: what is learned on.
+        dim: length of the vectors.
+        layers: how many convolutions.
+        name: "rgcn", "gatv2" or "hgt".
+        start: see `GraphEncoder`.
+    """
+
+    def __init__(
+        self,
+        graph: GraphInput,
+        dim: int,
+        layers: int,
+        name: EncoderName,
+        start: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
+    ) -> None:
+        from torch_geometric import nn as gnn
+
+        super().__init__(graph, dim, start)
+        data = _with_behaviours(graph)
+        self._types, self._edge_types = data.node_types, data.edge_types
+        self._edges = {kind: data[kind].edge_index for kind in self._edge_types}
+        self.tables = nn.ParameterDict(
+            {
+                kind: _table(int(data[kind].num_nodes), dim)
+                for kind in self._types
+                if kind not in ("item", "user")
+            }
+        )
+        seen = [_means(matrix) for matrix in graph.behaviours.values()]
+        self._met_items = Adjacency.of(sp.csr_matrix(sum(seen[1:], start=seen[0])))
+        n_kinds = len(self._edge_types)
+        self.kind = nn.Parameter(torch.randn(n_kinds, dim) * INITIAL)  # of an edge, for GATv2
+        self.name = name
+        if name == "hgt":
+            meta = (self._types, self._edge_types)
+            made = [gnn.HGTConv(dim, dim, meta, heads=2) for _ in range(layers)]
+        elif name == "rgcn":
+            made = [gnn.RGCNConv(dim, dim, n_kinds, num_bases=8) for _ in range(layers)]
+        else:
+            made = [
+                gnn.GATv2Conv(dim, dim // 2, heads=2, edge_dim=dim, add_self_loops=False)
+                for _ in range(layers)
+            ]
+        self.layers = nn.ModuleList(made)
+
+    def brought(self) -> Tensor:
+        """What the convolutions bring to each item, (n_items × dim)."""
+        items = self.base()
+        nodes = {"item": items, "user": propagate(items, self._met_items), **self.tables}
+        if self.name == "hgt":
+            return self._heterogeneous(nodes)
+        starts, total = {}, 0
+        for kind in self._types:
+            starts[kind], total = total, total + len(nodes[kind])
+        x = torch.cat([nodes[kind] for kind in self._types])
+        index = torch.cat(
+            [
+                self._edges[kind] + torch.tensor([[starts[kind[0]]], [starts[kind[2]]]])
+                for kind in self._edge_types
+            ],
+            dim=1,
+        )
+        lengths = torch.tensor([self._edges[kind].shape[1] for kind in self._edge_types])
+        kinds = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        for layer in self.layers:
+            edge = kinds if self.name == "rgcn" else self.kind[kinds]
+            x = x + nn.functional.relu(layer(x, index, edge))
+        place = starts["item"]
+        brought: Tensor = x[place : place + len(items)] - items
+        return brought
+
+    def _heterogeneous(self, nodes: dict[str, Tensor]) -> Tensor:
+        items = nodes["item"]
+        for layer in self.layers:
+            out = layer(nodes, self._edges)
+            nodes = {
+                kind: x if out.get(kind) is None else x + nn.functional.relu(out[kind])
+                for kind, x in nodes.items()
+            }
+        return nodes["item"] - items
+
+
+def graph_encoder(
+    name: EncoderName,
+    graph: GraphInput,
+    dim: int,
+    hops: int,
+    start: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
+) -> GraphEncoder:
+    """The encoder of this name; see the classes."""
+    if name == "light":
+        return LightEncoder(graph, dim, hops, start)
+    return MessageEncoder(graph, dim, max(hops, 1), name, start)
+
+
+def _with_behaviours(graph: GraphInput) -> HeteroData:
+    """The facts and the given behaviours, every edge both ways, for PyTorch Geometric."""
+    from torch_geometric.data import HeteroData
+    from torch_geometric.transforms import ToUndirected
+
+    data = HeteroData()
+    for kind in graph.data.node_types:
+        data[kind].num_nodes = graph.data[kind].num_nodes
+    n_users = max((m.shape[0] for m in graph.behaviours.values()), default=0)
+    data["user"].num_nodes = n_users
+    for kind in graph.data.edge_types:
+        if "user" not in (kind[0], kind[2]):
+            data[kind].edge_index = graph.data[kind].edge_index
+    for name, matrix in graph.behaviours.items():
+        entries = matrix.tocoo()
+        index = np.stack([entries.row, entries.col]).astype(np.int64)
+        data["user", name, "item"].edge_index = torch.from_numpy(index)
+    return ToUndirected(merge=False)(data)
+
+
+def _table(rows: int, dim: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, dim) * INITIAL)
+
+
+def _sized(vectors: npt.NDArray[np.float32]) -> Tensor:
+    """The vectors on the scale of new parameters."""
+    rows = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
+    length = rows.norm(dim=1)
+    mean = float(length[length > 0].mean()) if bool((length > 0).any()) else 1.0
+    scale = INITIAL * rows.shape[1] ** 0.5 / mean
+    return torch.mul(rows, scale)
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(parts)).sum(0)
+
+
+def _symmetric(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """D_u^-1/2 · X · D_i^-1/2 of a binary X, as in LightGCN."""
+    ones = sp.csr_matrix(matrix, dtype=np.float32, copy=True)
+    ones.data[:] = 1.0
+    of_users = np.maximum(np.asarray(ones.sum(axis=1)).ravel(), 1.0) ** -0.5
+    of_items = np.maximum(np.asarray(ones.sum(axis=0)).ravel(), 1.0) ** -0.5
+    return sp.csr_matrix(sp.diags(of_users) @ ones @ sp.diags(of_items), dtype=np.float32)
+
+
+def _means(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """Rows that sum to 1."""
+    sums = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1e-12)
+    return sp.csr_matrix(sp.diags(1.0 / sums) @ matrix, dtype=np.float32)
