@@ -27,9 +27,10 @@ import torch
 
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.fusion.evidence import Progress
+from kgrank.fusion.model import Repeats
 from kgrank.kg.reading import read_file
 from kgrank.serving.bundle_folder import sync
-from kgrank.serving.recommender import Recommender, Repeats
+from kgrank.serving.recommender import Recommender
 from kgrank.serving.training import silent
 
 if TYPE_CHECKING:
