@@ -8,6 +8,7 @@ which puts channels and users on one scale. Every score splits exactly over the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,10 @@ class ItemItem:
         """Σ_h w(h) · v(h, i), (n × n_items) float32."""
         return torch.from_numpy((history @ self.weights).toarray())
 
+    def scaled(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, Floats]:
+        """The scores, (n × n_items) float32 CSR, over their sizes; and the sizes, (n) float32."""
+        return _scaled(history @ self.weights)
+
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
         column = self.weights[items, np.full(len(items), target)]
@@ -43,7 +48,15 @@ class SparseFeatures:
 
     def scores(self, history: sp.csr_matrix) -> torch.Tensor:
         """Σ_h w(h) · v(h, i), (n × n_items) float32."""
-        return torch.from_numpy((history @ self.values @ self.values.T).toarray())
+        return torch.from_numpy((history @ self.values @ self._turned).toarray())
+
+    def scaled(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, Floats]:
+        """The scores, (n × n_items) float32 CSR, over their sizes; and the sizes, (n) float32."""
+        return _scaled(history @ self.values @ self._turned)
+
+    @cached_property
+    def _turned(self) -> sp.csr_matrix:
+        return self.values.T.tocsr()
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
@@ -70,15 +83,37 @@ class DenseFeatures:
 
     def scores(self, history: sp.csr_matrix) -> torch.Tensor:
         """Σ_h w(h) · v(h, i), (n × n_items) float32 on the vectors' device."""
+        return self._users(history) @ self.values.T
+
+    def scaled(self, history: sp.csr_matrix) -> tuple[torch.Tensor, Floats]:
+        """Vectors u, (n × dim) float32 on the device, over their sizes; and the sizes, (n) float32.
+
+        ‖V u‖² = uᵀ (Vᵀ V) u needs no score of any item.
+        """
+        users = self._users(history)
+        squares = ((users.double() @ self._gram) * users).sum(1).clamp(min=0.0)
+        size = _nonzero(torch.sqrt(squares / len(self.values)))
+        return users / size.float()[:, None], np.asarray(size.cpu(), np.float32)
+
+    @cached_property
+    def _gram(self) -> torch.Tensor:
+        """Vᵀ V, (dim × dim) float64: in float32 a short u along a weak direction would be lost."""
+        dim = self.values.shape[1]
+        gram = torch.zeros(dim, dim, dtype=torch.float64, device=self.values.device)
+        for start in range(0, len(self.values), 8_192):
+            block = self.values[start : start + 8_192].double()
+            gram.addmm_(block.T, block)
+        return gram
+
+    def _users(self, history: sp.csr_matrix) -> torch.Tensor:
         device = self.values.device
-        users = torch.nn.functional.embedding_bag(
+        return torch.nn.functional.embedding_bag(
             torch.from_numpy(history.indices.astype(np.int64)).to(device),
             self.of_history,
             torch.from_numpy(history.indptr[:-1].astype(np.int64)).to(device),
             mode="sum",
             per_sample_weights=torch.from_numpy(history.data).to(device),
         )
-        return users @ self.values.T
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
@@ -110,5 +145,18 @@ class Channel:
 
 def sizes(scores: torch.Tensor) -> torch.Tensor:
     """Root mean square of each row, (n × 1) float32; 1 where a row is all zero."""
-    size = torch.linalg.vector_norm(scores, dim=1, keepdim=True) / scores.shape[1] ** 0.5
+    return _nonzero(torch.linalg.vector_norm(scores, dim=1, keepdim=True) / scores.shape[1] ** 0.5)
+
+
+def _scaled(scores: sp.csr_matrix) -> tuple[sp.csr_matrix, Floats]:
+    """The rows (changed in place) over their root mean squares, and these."""
+    n, n_items = scores.shape
+    lengths = np.diff(scores.indptr)
+    squares = np.bincount(np.repeat(np.arange(n), lengths), np.square(scores.data, dtype=float), n)
+    size = _nonzero(torch.from_numpy(np.sqrt(squares / n_items).astype(np.float32))).numpy()
+    scores.data /= np.repeat(size, lengths)
+    return scores, size
+
+
+def _nonzero(size: torch.Tensor) -> torch.Tensor:
     return torch.where(size > 0.0, size, torch.ones_like(size))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +98,8 @@ def evaluate(
         recommended: `user_id`, `item_id` and `rank` (1 = best) or `score` (highest = best; equal
             scores keep the order of the rows).
         relevant: `user_id`, `item_id`; a pair that stands there twice counts once. The users in
-            this table are the ones evaluated: one without a list scores 0.
+            this table are the ones evaluated: one without a list scores 0. In both tables ids are
+            compared as text: 1 and "1" are one id.
         k: cut-offs.
 
     Returns:
@@ -112,18 +114,16 @@ def evaluate(
         _refuse("recommended", "rank", "neither `rank` nor `score`", "one of the two", "Add one.")
     if relevant.empty:
         _refuse("relevant", None, "no rows", "at least one row", "Pass what the users chose.")
-    if recommended.duplicated(["user_id", "item_id"]).any():
+    ids: dict[str, Any] = {"user_id": str, "item_id": str}
+    recommended, relevant = recommended.astype(ids), relevant.astype(ids)
+    if recommended.duplicated(list(ids)).any():
         _refuse("recommended", "item_id", "an item twice in one list", "once", "Drop the second.")
-    users = pd.Index(relevant["user_id"].astype(str).unique())
-    both = pd.concat([recommended["item_id"], relevant["item_id"]]).astype(str)
-    items = pd.Index(both.unique())
+    users = pd.Index(relevant["user_id"].unique())
+    items = pd.Index(pd.concat([recommended["item_id"], relevant["item_id"]]).unique())
     wanted = sp.csr_matrix(
         (
             np.ones(len(relevant), np.float32),
-            (
-                users.get_indexer(relevant["user_id"].astype(str)),
-                items.get_indexer(relevant["item_id"].astype(str)),
-            ),
+            (users.get_indexer(relevant["user_id"]), items.get_indexer(relevant["item_id"])),
         ),
         (len(users), len(items)),
     )
@@ -132,12 +132,12 @@ def evaluate(
     lists = recommended.sort_values(
         "rank" if by_rank else "score", ascending=by_rank, kind="stable"
     )
-    user = users.get_indexer(lists["user_id"].astype(str))
+    user = users.get_indexer(lists["user_id"])
     lists, user = lists[user >= 0], user[user >= 0]
     place = pd.Series(user).groupby(user).cumcount().to_numpy()
     width = max(max(k), int(place.max()) + 1 if len(place) else 1)
     top = np.full((len(users), width), -1, np.int64)
-    top[user, place] = items.get_indexer(lists["item_id"].astype(str))
+    top[user, place] = items.get_indexer(lists["item_id"])
     return pd.DataFrame([{"users": len(users), **list_metrics(top, wanted, k).means()}])
 
 

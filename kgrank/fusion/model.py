@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -11,11 +12,15 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
-from kgrank.fusion.channels import Channel, sizes
-from kgrank.fusion.history import Histories, Spans
+from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures, sizes
+from kgrank.fusion.history import Decay, Histories, Spans
 from kgrank.fusion.weights import FusionWeights, ItemSide
 
 Head = Literal["new", "all"]
+Repeats = Literal["exclude", "allow", "only"]
+
+CELLS = 48_000_000  # users × items scored at a time: 192 MB of float32
+CHUNK = 32  # items of which only the best is looked at first
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +70,70 @@ class FusedModel:
 
     def scores(self, histories: Histories, spans: Spans, head: Head) -> torch.Tensor:
         """Scores of all items for each history, (n_spans × n_items) float32 on the CPU."""
-        total = torch.from_numpy(self.heads[head].bias(self.side)).repeat(len(spans), 1)
-        for _, part in self.channel_scores(histories, spans, head):
-            total += part
-        return total
+        items = self._items(head)
+        out = torch.empty(len(spans), self.n_items, device=items.dense.device)
+        return items.scores(histories, spans, out).cpu()
+
+    def top(
+        self,
+        histories: Histories,
+        spans: Spans,
+        head: Head,
+        n: int,
+        *,
+        repeats: Repeats = "allow",
+        candidates: npt.NDArray[np.integer] | None = None,
+        bias: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The n best items for each history; equal scores order by item number.
+
+        No more than CELLS scores are held at a time (one history's, where there are more items).
+
+        Args:
+            histories: where the events are.
+            spans: the histories that are ranked for.
+            head: which fusion weights.
+            n: length of the lists, cut to the number of items that may be listed.
+            repeats: "exclude" lists only what is not in the history, "allow" everything, "only"
+                what is in it.
+            candidates: only these item numbers are listed; all if None.
+            bias: whether the items' own part counts.
+
+        Returns:
+            item numbers, (n_spans × n) int64, -1 where a list ends early; their scores, float32.
+            Both on the CPU.
+        """
+        items = self._items(head)
+        listed = None
+        if candidates is not None:
+            listed = torch.from_numpy(np.unique(candidates).astype(np.int64))
+        size = max(1, CELLS // self.n_items)
+        out = torch.empty(min(size, len(spans)), self.n_items, device=items.dense.device)
+        found = []
+        for start in range(0, len(spans), size):
+            block = spans[start : start + size]
+            scores = items.scores(histories, block, out[: len(block)], bias=bias)
+            if repeats != "allow":
+                met = histories.weights(block, Decay())
+                scores = exclude(scores, met) if repeats == "exclude" else only(scores, met)
+            if listed is None:
+                best, values = top_n(scores, n)
+            else:
+                best, values = top_n(scores[:, listed.to(scores.device)], n)
+                best = torch.where(best < 0, best, listed[best])
+            found.append((best, values))
+        if not found:
+            return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0)
+        return torch.cat([best for best, _ in found]), torch.cat([values for _, values in found])
+
+    def _items(self, head: Head) -> _GatedItems:
+        if head not in self._gated:
+            self._gated[head] = _GatedItems.of(self, head)
+        return self._gated[head]
+
+    @cached_property
+    def _gated(self) -> dict[Head, _GatedItems]:
+        return {}
 
     def channel_scores(
         self, histories: Histories, spans: Spans, head: Head
@@ -101,19 +166,93 @@ class FusedModel:
         for number, (channel, gate) in enumerate(zip(self.channels, gates, strict=True)):
             if gate and len(events):
                 _, decayed = histories.event_weights(span, channel.decay)
-                size = sizes(channel.form.scores(histories.weights(span, channel.decay)))
-                factors[number] = decayed.astype(np.float64) * float(gate) / float(size)
+                _, size = channel.form.scaled(histories.weights(span, channel.decay))
+                factors[number] = decayed.astype(np.float64) * float(gate) / float(size[0])
                 values = channel.form.of_events(histories.items[events], item)
                 parts[number] = factors[number] * values
         bias = float(weights.bias(self.side)[item])
         return EventParts(events=events, parts=parts, bias=bias, factors=factors)
 
 
+@dataclass(frozen=True, eq=False)
+class _GatedItems:
+    """The items as one head sees them, ready for one matrix product with any number of users.
+
+        scores = [u_1 / size_1 | u_2 / size_2 | … | 1] · [g_1 V_1 | g_2 V_2 | … | bias]ᵀ + sparse
+
+    Attributes:
+        channels: the dense channels with a gate, in the order of their columns.
+        dense: (n_items × (their dims + 1)) float32 on the device of their vectors.
+        sparse: the other channels with a gate, each with g_c(i), (n_items) float32.
+    """
+
+    channels: tuple[tuple[Channel, DenseFeatures], ...]
+    dense: torch.Tensor
+    sparse: tuple[tuple[Channel, ItemItem | SparseFeatures, npt.NDArray[np.float32]], ...]
+
+    @classmethod
+    def of(cls, model: FusedModel, head: Head) -> _GatedItems:
+        weights = model.heads[head]
+        channels, columns, sparse = [], [], []
+        bias = torch.from_numpy(weights.bias(model.side))[:, None]
+        for channel, gate in zip(model.channels, weights.gates(model.side), strict=True):
+            form = channel.form
+            if not gate.any():
+                continue
+            if isinstance(form, DenseFeatures):
+                scale = torch.from_numpy(gate).to(form.values.device)
+                channels.append((channel, form))
+                columns.append(form.values * scale[:, None])
+            else:
+                sparse.append((channel, form, gate))
+        device = columns[0].device if columns else bias.device
+        dense = torch.cat([*columns, bias.to(device)], dim=1)
+        return cls(tuple(channels), dense, tuple(sparse))
+
+    def scores(
+        self, histories: Histories, spans: Spans, out: torch.Tensor, *, bias: bool = True
+    ) -> torch.Tensor:
+        """`out`, (n_spans × n_items) float32, filled with the scores."""
+        columns = [
+            form.scaled(histories.weights(spans, channel.decay))[0]
+            for channel, form in self.channels
+        ]
+        last = torch.full((len(spans), 1), float(bias), device=out.device)
+        torch.mm(torch.cat([*columns, last], dim=1), self.dense.T, out=out)
+        step = max(1, CELLS // 8 // out.shape[1])  # an entry takes some 40 bytes, a score 4
+        for channel, form, gate in self.sparse:
+            for start in range(0, len(spans), step):
+                part = histories.weights(spans[start : start + step], channel.decay)
+                _add(out[start : start + step], form.scaled(part)[0], gate)
+        return out
+
+
+def _add(scores: torch.Tensor, sparse: sp.csr_matrix, gate: npt.NDArray[np.float32]) -> None:
+    """Add the rows of `sparse`, each entry times its item's gate."""
+    rows = np.repeat(np.arange(len(scores)) * scores.shape[1], np.diff(sparse.indptr))
+    values = sparse.data * gate[sparse.indices]
+    places = torch.from_numpy(rows + sparse.indices).to(scores.device)
+    scores.view(-1).index_add_(0, places, torch.from_numpy(values).to(scores.device))
+
+
 def exclude(scores: torch.Tensor, items: sp.csr_matrix) -> torch.Tensor:
     """Set the scores of `items` (same shape, CSR; stored entries count) to -inf, in place."""
-    rows = np.repeat(np.arange(items.shape[0]), np.diff(items.indptr))
-    scores[torch.from_numpy(rows), torch.from_numpy(items.indices.astype(np.int64))] = -torch.inf
+    scores[_places(items, scores)] = -torch.inf
     return scores
+
+
+def only(scores: torch.Tensor, items: sp.csr_matrix) -> torch.Tensor:
+    """Set the scores of all but `items` (same shape, CSR; stored entries count) to -inf."""
+    places = _places(items, scores)
+    kept = scores[places]
+    scores.fill_(-torch.inf)[places] = kept
+    return scores
+
+
+def _places(items: sp.csr_matrix, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = np.repeat(np.arange(items.shape[0]), np.diff(items.indptr))
+    columns = items.indices.astype(np.int64)
+    return torch.from_numpy(rows).to(scores.device), torch.from_numpy(columns).to(scores.device)
 
 
 def top_n(scores: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,19 +263,54 @@ def top_n(scores: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         n: length of the lists, cut to n_items.
 
     Returns:
-        item numbers, (n_rows × n) int64, -1 where a list ends early; their scores.
+        item numbers, (n_rows × n) int64, -1 where a list ends early; their scores. Both on the CPU.
     """
-    n = min(n, scores.shape[1])
-    values, items = scores.topk(n, dim=1)
-    # topk takes any of the items that tie for the last place: take the first ones instead.
-    last = values[:, -1:]
-    at_least = (scores >= last).sum(1)
-    for row in torch.nonzero((at_least > n) & torch.isfinite(last[:, 0]))[:, 0].tolist():
-        above = torch.nonzero(scores[row] > last[row])[:, 0]
-        ties = torch.nonzero(scores[row] == last[row])[: n - len(above), 0]
-        items[row] = torch.cat([above, ties])
-    items = items.sort(dim=1).values
-    values = scores.gather(1, items)
-    order = values.sort(dim=1, descending=True, stable=True).indices
-    items, values = items.gather(1, order), values.gather(1, order)
-    return items.masked_fill(torch.isneginf(values), -1), values
+    items, values = _best(scores, min(n, scores.shape[1]))
+    order = np.argsort(-values, axis=1, kind="stable")
+    items = np.take_along_axis(items, order, axis=1)
+    values = np.take_along_axis(values, order, axis=1)
+    items[np.isneginf(values)] = -1
+    return torch.from_numpy(items), torch.from_numpy(values)
+
+
+def _best(scores: torch.Tensor, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The n best items of each row, (n_rows × n), by item number, and their scores.
+
+    Of CHUNK items that follow each other only the best is looked at first. The n chunks whose best
+    are best (of equal ones, the first) hold all n: each has an item that goes before every item of
+    a chunk that is left out.
+    """
+    n_chunks = scores.shape[1] // CHUNK
+    if n_chunks <= 4 * n:
+        values = scores.cpu().numpy()
+        items = _largest(values, n)
+        return items, np.take_along_axis(values, items, axis=1)
+    whole = n_chunks * CHUNK
+    chunks = scores[:, :whole].reshape(len(scores), n_chunks, CHUNK)
+    near = _largest(chunks.amax(2).cpu().numpy(), n)  # (n_rows, n)
+    rows = torch.arange(len(scores), device=scores.device)[:, None]
+    found = chunks[rows, torch.from_numpy(near).to(scores.device)]  # (n_rows, n, CHUNK)
+    values = torch.cat([found.flatten(1), scores[:, whole:]], dim=1).cpu().numpy()
+    places = _largest(values, n)
+    chunk = np.take_along_axis(near, np.minimum(places // CHUNK, n - 1), axis=1)
+    past = places - n * CHUNK  # of the items after the last whole chunk
+    items = np.where(past < 0, chunk * CHUNK + places % CHUNK, whole + past)
+    return items, np.take_along_axis(values, places, axis=1)
+
+
+def _largest(values: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.int64]:
+    """Columns of the n largest of each row, (n_rows × n) int64, ascending; of equals, the first."""
+    n_rows, n_columns = values.shape
+    if n == n_columns:
+        return np.tile(np.arange(n), (n_rows, 1))
+    last = np.partition(values, -n, axis=1)[:, -n, None]
+    listed = values >= last
+    found = np.flatnonzero(listed)
+    if len(found) > n_rows * n:  # in some rows, more than n: several tie for the last place
+        tied = np.flatnonzero(np.count_nonzero(listed, axis=1) > n)
+        above, ties = values[tied] > last[tied], values[tied] == last[tied]
+        left = n - np.count_nonzero(above, axis=1)
+        listed[tied] = above | (ties & (np.cumsum(ties, axis=1) <= left[:, None]))
+        found = np.flatnonzero(listed)
+    columns: npt.NDArray[np.int64] = found.reshape(n_rows, n) % n_columns
+    return columns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import tomllib
 import uuid
@@ -35,6 +34,12 @@ class TablesSettings(Section):
     queries: Path | None = None
 
 
+class _Toml(Section):
+    """What is read of a kgrank.toml here."""
+
+    tables: TablesSettings = TablesSettings()
+
+
 @dataclass(frozen=True, eq=False)
 class Tables:
     """The validated tables of a shop. Ids are strings, kept to the letter.
@@ -52,6 +57,7 @@ class Tables:
         entities: `entity_id`, `name`, `type` (str); may be empty.
         queries: `query`, `item_id` (str), `label` (float64, 1 where absent); may be empty.
         source: the folder or kgrank.toml the tables were read from.
+        items_from_events: there was no items table: `items` holds the ids that events name.
     """
 
     events: pd.DataFrame
@@ -61,6 +67,7 @@ class Tables:
     entities: pd.DataFrame
     queries: pd.DataFrame
     source: Path | None = None
+    items_from_events: bool = False
 
     def numeric_attributes(self, table: Literal["items", "users"] = "items") -> tuple[str, ...]:
         """The attribute columns that hold numbers: float64, or text in which every value is one.
@@ -76,6 +83,16 @@ class Tables:
         Use `kgrank.kg.splits.split_events` where the cut times are needed again.
         """
         return replace(self, events=split_events(self.events, settings or SplitSettings())[0])
+
+    def without_test_items(self, settings: SplitSettings | None = None) -> Tables:
+        """These tables without the items that only test rows name, where there is no items table.
+
+        An items table is what the shop has, and stays whole. Test is as in `with_split`.
+        """
+        if not self.items_from_events:
+            return self
+        events = self.with_split(settings).events
+        return replace(self, items=_items_of(events[events["split"] != "test"]))
 
     def without_graph(self) -> Tables:
         """These tables without triples, entities and attributes: events, titles, descriptions."""
@@ -125,7 +142,7 @@ class Tables:
         try:
             for name in COLUMNS:
                 frame: pd.DataFrame = getattr(self, name)
-                if len(frame):
+                if len(frame) and not (name == "items" and self.items_from_events):
                     frame.to_parquet(temporary / f"{name}.parquet", index=False)
             temporary.rename(folder)
         except BaseException:
@@ -167,8 +184,7 @@ def checked_tables(frames: Mapping[str, pd.DataFrame], source: Path | None = Non
     if "items" in frames:
         items = _filled(frames["items"], "items", title="", description="")
     else:
-        items = pd.DataFrame({"item_id": events["item_id"].unique()}, dtype="str")
-        items = items.assign(title="", description="").astype("str")
+        items = _items_of(events)
     triples = _filled(_table(frames, "triples"), "triples", weight=1.0)
     queries = _filled(_table(frames, "queries"), "queries", label=1.0)
     return Tables(
@@ -179,7 +195,14 @@ def checked_tables(frames: Mapping[str, pd.DataFrame], source: Path | None = Non
         entities=_filled(_table(frames, "entities"), "entities", type=""),
         queries=queries.fillna({"label": 1.0}),
         source=source,
+        items_from_events="items" not in frames,
     )
+
+
+def _items_of(events: pd.DataFrame) -> pd.DataFrame:
+    """An items table of the ids that the events name, in the order of their first event."""
+    items = pd.DataFrame({"item_id": events["item_id"].unique()}, dtype="str")
+    return items.assign(title="", description="").astype("str")
 
 
 def _table(frames: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
@@ -281,21 +304,11 @@ def _locate(source: Path, settings: TablesSettings | None) -> tuple[dict[str, Pa
 
 def _section(toml: Path) -> TablesSettings:
     try:
-        section = tomllib.loads(toml.read_text("utf-8")).get("tables", {})
+        values = tomllib.loads(toml.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{toml}: found {error}; allowed: TOML in UTF-8. Correct it.") from None
-    if not isinstance(section, dict):
-        raise ConfigError(f"{toml}: found tables = {section!r}; allowed: a section [tables].")
-    known = list(TablesSettings.model_fields)
-    for key, value in section.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Is {near[0]!r} meant?" if near else ""
-            allowed = ", ".join(known)
-            raise ConfigError(f"{toml}: found {key!r} in [tables]; allowed: {allowed}.{hint}")
-        if not isinstance(value, str):
-            raise ConfigError(f"{toml}: found {key} = {value!r} in [tables]; allowed: a path.")
-    return TablesSettings(**section)
+    only = {name: value for name, value in values.items() if name == "tables"}
+    return _Toml.from_dict(only, str(toml)).tables
 
 
 def _two_files(name: str, paths: Sequence[Path]) -> Fault:

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
+import torch.nn.functional as F
 
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.fusion.evidence import SPLITS, Evidence, Progress, numbered
 from kgrank.fusion.history import Decay, Histories, Spans
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.metrics import ListMetrics, list_metrics
-from kgrank.fusion.model import FusedModel, Head, exclude, top_n
+from kgrank.fusion.model import FusedModel, Head, exclude, only, top_n
 from kgrank.fusion.queries import (
     Queries,
     all_allowed,
@@ -51,7 +52,7 @@ class Asked:
 
     Attributes:
         queries: what is ranked for, against what.
-        cold: (n_items) bool: never in train.
+        cold: (columns of `relevant`) bool: never in train.
         new_user: (n_queries) bool: the user has no train event.
     """
 
@@ -170,6 +171,8 @@ def _ask(
     """The queries of the split."""
     events = bundle.cuts.apply(tables.events)
     unknown = ~events["item_id"].isin(bundle.item_table["item_id"])
+    if tables.items_from_events:  # what only test rows name is no fault: the bundle cannot list it
+        unknown &= events["split"] != "test"
     if unknown.any():
         row = int(np.flatnonzero(unknown)[0])
         found = f"item {events['item_id'].iloc[row]!r}, which the bundle does not know"
@@ -182,7 +185,8 @@ def _ask(
         events = events[events["split"] != "test"]
     new = events.loc[~events["user_id"].isin(bundle.users.ids()), "user_id"].unique()
     users = bundle.users.extended(new)
-    full, splits = numbered(events, users, bundle.items)
+    items = bundle.items.extended(events["item_id"])
+    full, splits = numbered(events, users, items)
     asked = splits == SPLITS.index(split)
     if not asked.any():
         mend = "Give rows of the split, or widen [split]."
@@ -203,9 +207,19 @@ def _ask(
         queries = replace(queries, histories=full.where(in_train), spans=spans)
     if repeats != "exclude":
         queries = all_allowed(queries)
+    if len(items) > len(bundle.items):
+        queries = _known_histories(queries, len(bundle.items))
     train_items = np.bincount(full.items[in_train], minlength=full.n_items)
     train_events = np.bincount(full.users()[in_train], minlength=full.n_users)
     return Asked(queries, train_items == 0, train_events[queries.users] == 0)
+
+
+def _known_histories(queries: Queries, n_items: int) -> Queries:
+    """The queries with histories of the first n_items only; the others stay among the relevant."""
+    known = queries.histories.items < n_items
+    counts = np.r_[0, np.cumsum(known)]
+    spans = Spans(counts[queries.spans.first], counts[queries.spans.last])
+    return replace(queries, histories=queries.histories.of_items(np.arange(n_items)), spans=spans)
 
 
 def _new(queries: Queries) -> Queries:
@@ -258,18 +272,17 @@ class _Lists:
         for start in range(0, len(queries), size):
             self.progress(f"ranking ({name})", start, len(queries))
             block = queries.take(np.arange(start, min(start + size, len(queries))))
-            scores = exclude(scorer(block.histories, block.spans), block.excluded)
+            scores = scorer(block.histories, block.spans)
             if self.repeats == "only":
-                scores = _only_met(scores, block)
+                scores = only(scores, block.histories.weights(block.spans, Decay()))
+            unknown = block.excluded.shape[1] - scores.shape[1]
+            if unknown:  # relevant items that no list can hold
+                scores = F.pad(scores, (0, unknown), value=-torch.inf)
+            scores = exclude(scores, block.excluded)
             tops.append(top_n(scores, max(K))[0].numpy())
             firsts.append(_first_ranks(scores, block.relevant))
         self.progress(f"ranking ({name})", len(queries), len(queries))
         return np.concatenate(tops), np.concatenate(firsts)
-
-
-def _only_met(scores: torch.Tensor, queries: Queries) -> torch.Tensor:
-    met = queries.histories.weights(queries.spans, Decay()).toarray() > 0.0
-    return scores.masked_fill_(~torch.from_numpy(met), -torch.inf)
 
 
 def _first_ranks(scores: torch.Tensor, relevant: sp.csr_matrix) -> npt.NDArray[np.float64]:

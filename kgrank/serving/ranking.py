@@ -6,13 +6,16 @@
       manifest.json         the job, and the users, rows and sha256 of every finished part
 
 A part appears under its name only when it is whole, and counts only once the manifest lists it. So
-a job that was killed at any moment goes on with `resume=True` where it stopped.
+a job that was killed at any moment goes on with `resume=True` where it stopped. While a job runs it
+holds a lock on `.lock`, which the system takes back when the job's process ends, however it ends.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -27,9 +30,10 @@ import torch
 
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.fusion.evidence import Progress
+from kgrank.fusion.model import Repeats
 from kgrank.kg.reading import read_file
 from kgrank.serving.bundle_folder import sync
-from kgrank.serving.recommender import Recommender, Repeats
+from kgrank.serving.recommender import Recommender
 from kgrank.serving.training import silent
 
 if TYPE_CHECKING:
@@ -40,7 +44,7 @@ SCHEMA = pa.schema(
 )
 """The columns of every part."""
 
-_MANIFEST, _TEMPORARY = "manifest.json", ".tmp"
+_MANIFEST, _TEMPORARY, _LOCK = "manifest.json", ".tmp", ".lock"
 _TABLES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 
 
@@ -132,7 +136,8 @@ def rank_users(
         `users_sha256`, `skipped_users`, `rows`, `parts` and `complete`.
 
     Raises:
-        ConfigError: a setting is out of range, or `out` holds something else.
+        ConfigError: a setting is out of range, `out` holds something else, or another job is
+            writing there.
         UnknownIdError: a user is unknown and `unknown` is "error".
     """
     for name, value in (("n", n), ("part_users", part_users)):
@@ -151,19 +156,35 @@ def rank_users(
         "users_sha256": sha256(json.dumps(known).encode()).hexdigest(),
         "skipped_users": skipped,
     }
-    parts = _finished(out, job) if resume else _nothing_in(out)
-    done = sum(part["users"] for part in parts)
+    _begun(out, job, resume)  # refuses before anything is written
     _make(out)
-    manifest = _write_manifest(out, job, parts, complete=done == len(known))
-    progress("ranking", done, len(known))
-    while done < len(known):
-        users = known[done : done + part_users]
-        lists = rank_partition(recommender, users, n, repeats)
-        parts.append(_write_part(out, len(parts), lists, len(users)))
-        done += len(users)
+    with _alone_in(out):
+        parts = _begun(out, job, resume)  # another job may have been here in between
+        done = sum(part["users"] for part in parts)
         manifest = _write_manifest(out, job, parts, complete=done == len(known))
         progress("ranking", done, len(known))
+        while done < len(known):
+            users = known[done : done + part_users]
+            lists = rank_partition(recommender, users, n, repeats)
+            parts.append(_write_part(out, len(parts), lists, len(users)))
+            done += len(users)
+            manifest = _write_manifest(out, job, parts, complete=done == len(known))
+            progress("ranking", done, len(known))
     return manifest
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Keep other jobs out of the folder. The file stays: else two jobs might lock two of them."""
+    with (out / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{out}: found another job that is writing here; allowed: one at a time. "
+                "Wait until it has ended, or name another folder."
+            ) from None
+        yield
 
 
 def _known(
@@ -214,11 +235,16 @@ def _feed(digest: _Hash, value: object) -> None:
         digest.update(f"{value!r};".encode())
 
 
+def _begun(out: Path, job: Mapping[str, Any], resume: bool) -> list[dict[str, Any]]:
+    """The parts to go on after."""
+    return _finished(out, job) if resume else _nothing_in(out)
+
+
 def _nothing_in(out: Path) -> list[dict[str, Any]]:
     """No parts; refuses a place where something is."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: found a file; allowed: a new folder. Name another.")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and {path.name for path in out.iterdir()} - {_LOCK}:
         raise ConfigError(
             f"{out}: found a folder that is not empty; allowed: a new folder. Name another, or "
             "go on with the job that was writing here (--resume)."
@@ -228,7 +254,7 @@ def _nothing_in(out: Path) -> list[dict[str, Any]]:
 
 def _finished(out: Path, job: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The parts of this job that are whole; anything that is not of this job is refused."""
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
+    names = {path.name for path in out.iterdir()} - {_LOCK} if out.is_dir() else set[str]()
     if not out.exists() or not names - {_MANIFEST + _TEMPORARY}:
         return []  # it was killed before the first manifest, or never begun
     mend = "Name a new folder, or remove this one and begin again."

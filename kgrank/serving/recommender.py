@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import torch
 
 from kgrank.errors import ConfigError
-from kgrank.fusion.history import Decay, Histories, Spans
-from kgrank.fusion.model import FusedModel, Head, exclude, top_n
-from kgrank.kg.vocabulary import Vocabulary
+from kgrank.fusion.history import Histories, Spans
+from kgrank.fusion.model import FusedModel, Head, Repeats
+from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.explaining import Profile, explain, profile
 from kgrank.serving.explanation import Explanation
-
-Repeats = Literal["exclude", "allow", "only"]
-
-CELLS = 16_000_000  # users × items scored at a time: 64 MB of float32
 
 
 class Recommender:
@@ -73,13 +70,7 @@ class Recommender:
         """
         users = self.bundle.users.numbers(list(user_ids))
         histories = self.bundle.histories
-        blocks = [
-            self._lists(
-                np.asarray(user_ids, object)[rows], histories, spans, n, candidates, repeats
-            )
-            for rows, spans in self._blocks(histories.of_users(users))
-        ]
-        return pd.concat(blocks, ignore_index=True) if blocks else _no_lists()
+        return self._lists(user_ids, histories, histories.of_users(users), n, candidates, repeats)
 
     def recommend_history(
         self,
@@ -104,7 +95,7 @@ class Recommender:
         """
         visitor = self._visitor(history)
         spans = Spans(visitor.starts[:1], visitor.starts[1:])
-        lists = self._lists(np.array([""], object), visitor, spans, n, candidates, repeats)
+        lists = self._lists([""], visitor, spans, n, candidates, repeats)
         return lists.drop(columns="user_id")
 
     def rank(self, user_id: str, item_ids: Sequence[str]) -> pd.DataFrame:
@@ -113,16 +104,11 @@ class Recommender:
         Raises:
             UnknownIdError: the user or an item is unknown.
         """
-        items = np.unique(self.bundle.items.numbers(list(item_ids)))
-        if not len(items):
-            return _no_lists().drop(columns="user_id")
-        spans = self.bundle.histories.of_users(self.bundle.users.numbers([user_id]))
-        scores = self.model.scores(self.bundle.histories, spans, "new")
-        chosen, values = top_n(scores[:, torch.from_numpy(items.astype(np.int64))], len(items))
-        ids = self.bundle.items.ids(items[chosen[0].numpy()])
-        return pd.DataFrame(
-            {"item_id": ids, "score": values[0].numpy(), "rank": np.arange(1, len(ids) + 1)}
-        )
+        histories = self.bundle.histories
+        spans = histories.of_users(self.bundle.users.numbers([user_id]))
+        items = self.bundle.items.numbers(list(item_ids))
+        found = self.model.top(histories, spans, "new", len(items), candidates=items)
+        return _table([user_id], *found, self.bundle.items).drop(columns="user_id")
 
     def similar_items(self, item_ids: Sequence[str], n: int = 10) -> pd.DataFrame:
         """Items that a history of the one item alone speaks for, popularity left out.
@@ -134,7 +120,6 @@ class Recommender:
             UnknownIdError: an item is unknown.
         """
         _check_length(n)
-        bundle = self.bundle
         items = self.bundle.items.numbers(list(item_ids))
         starts = np.arange(len(items) + 1)
         alone = Histories(
@@ -143,18 +128,11 @@ class Recommender:
             kinds=np.zeros(len(items), np.int16),
             times=np.full(len(items), np.nan),
             kind_names=("interaction",),
-            n_items=len(bundle.items),
+            n_items=len(self.bundle.items),
         )
         spans = Spans(starts[:-1], starts[1:])
-        bias = torch.from_numpy(self.model.heads["new"].bias(self.model.side))
-        tables = []
-        for rows, block in self._blocks(spans):
-            scores = self.model.scores(alone, block, "new") - bias
-            exclude(scores, alone.weights(block, Decay()))
-            chosen, values = top_n(scores, n)
-            asked = np.asarray(item_ids, object)[rows]
-            tables.append(_table(asked, chosen, values, bundle.items))
-        table = pd.concat(tables, ignore_index=True) if tables else _no_lists()
+        found = self.model.top(alone, spans, "new", n, repeats="exclude", bias=False)
+        table = _table(item_ids, *found, self.bundle.items)
         return table.rename(columns={"item_id": "similar_id", "user_id": "item_id"})
 
     def explain(
@@ -201,15 +179,9 @@ class Recommender:
             n_items=len(self.bundle.items),
         )
 
-    def _blocks(self, spans: Spans) -> Iterator[tuple[slice, Spans]]:
-        size = max(1, CELLS // len(self.bundle.items))
-        for start in range(0, len(spans), size):
-            rows = slice(start, start + size)
-            yield rows, spans[rows]
-
     def _lists(
         self,
-        names: npt.NDArray[np.object_],
+        names: Sequence[str],
         histories: Histories,
         spans: Spans,
         n: int,
@@ -217,23 +189,12 @@ class Recommender:
         repeats: Repeats,
     ) -> pd.DataFrame:
         _check_length(n)
-        scores = self.model.scores(histories, spans, _head(repeats))
-        met = histories.weights(spans, Decay())
-        if repeats == "exclude":
-            exclude(scores, met)
-        elif repeats == "only":
-            kept = torch.full_like(scores, -torch.inf)
-            rows = torch.from_numpy(np.repeat(np.arange(met.shape[0]), np.diff(met.indptr)))
-            columns = torch.from_numpy(met.indices.astype(np.int64))
-            kept[rows, columns] = scores[rows, columns]
-            scores = kept
-        if candidates is not None:
-            numbers = self.bundle.items.numbers(list(candidates))
-            outside = torch.ones(scores.shape[1], dtype=torch.bool)
-            outside[torch.from_numpy(numbers.astype(np.int64))] = False
-            scores.masked_fill_(outside, -torch.inf)
-        chosen, values = top_n(scores, n)
-        return _table(names, chosen, values, self.bundle.items)
+        items = self.bundle.items
+        numbers = None if candidates is None else items.numbers(list(candidates))
+        found = self.model.top(
+            histories, spans, _head(repeats), n, repeats=repeats, candidates=numbers
+        )
+        return _table(names, *found, items)
 
 
 def _check_length(n: int) -> None:
@@ -250,28 +211,21 @@ def _head(repeats: str) -> Head:
 
 
 def _table(
-    names: npt.NDArray[np.object_], chosen: torch.Tensor, values: torch.Tensor, items: Vocabulary
+    names: Sequence[str], chosen: torch.Tensor, values: torch.Tensor, items: Vocabulary
 ) -> pd.DataFrame:
     """Lists as rows; places where a list has ended are left out."""
     listed = (chosen >= 0).numpy()
     rows, places = listed.nonzero()
     return pd.DataFrame(
         {
-            "user_id": names[rows],
-            "item_id": items.ids(chosen.numpy()[listed]),
+            "user_id": _strings(string_array(names), rows),
+            "item_id": _strings(items.array, chosen.numpy()[listed]),
             "score": values.numpy()[listed],
             "rank": places + 1,
         }
     )
 
 
-def _no_lists() -> pd.DataFrame:
-    nothing: list[str] = []
-    return pd.DataFrame(
-        {
-            "user_id": pd.Series(nothing, dtype=str),
-            "item_id": pd.Series(nothing, dtype=str),
-            "score": np.empty(0, np.float32),
-            "rank": np.empty(0, np.int64),
-        }
-    )
+def _strings(ids: pa.Array, numbers: npt.NDArray[np.int64]) -> pd.Series[str]:
+    """The ids of the numbers, without making a Python string of each."""
+    return pd.Series(ids.take(pa.array(numbers)), dtype="str")

@@ -131,6 +131,8 @@ def train(
 ) -> Bundle:
     """Fit a bundle on the train and valid rows of the tables. Test rows are never read.
 
+    Without an items table, the items of those rows are all there are to be listed.
+
     Args:
         tables: validated tables.
         config: the configuration; its defaults if None.
@@ -148,6 +150,7 @@ def train(
         DataError: the events cannot be split by the rule.
     """
     config = config or Config()
+    tables = tables.without_test_items(config.split)
     folder = cache or Path.home() / ".cache" / "kgrank" / "vectors"
     prepared = prepare(tables, config, folder, progress)
     learner = None

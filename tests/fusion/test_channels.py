@@ -74,6 +74,32 @@ def test_size_is_the_root_mean_square_and_one_for_a_row_of_zeros() -> None:
     assert sizes(scores).tolist() == [[2.5], [1.0]]
 
 
+@each_form
+def test_scaled_rows_are_the_scores_over_their_sizes(form: Form) -> None:
+    """A history that says nothing has size 1."""
+    histories = random_rows((6, N_ITEMS), 7).tolil()
+    histories[2] = 0
+    histories = histories.tocsr()
+    scores = form.scores(histories)
+    rows, size = form.scaled(histories)
+    assert size.dtype == np.float32
+    assert size == pytest.approx(sizes(scores)[:, 0].numpy(), rel=1e-5)
+    assert size[2] == 1.0
+    said = rows @ form.values.T if isinstance(form, DenseFeatures) else rows.toarray()
+    assert np.asarray(said) == pytest.approx(scores.numpy() / size[:, None], rel=1e-5, abs=1e-6)
+
+
+def test_a_history_along_a_weak_direction_has_its_size() -> None:
+    """Items (b, -b) and three (1, 1), b = 1e-4; a history of the first scores (2b², 0, 0, 0).
+
+    Its size is 2b² / √4 = b². In float32, b² is lost beside the three.
+    """
+    b = 1e-4
+    form = DenseFeatures(torch.tensor([[b, -b], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]))
+    _, size = form.scaled(sp.csr_matrix(np.array([[1, 0, 0, 0]], np.float32)))
+    assert size == pytest.approx([b * b], rel=1e-5)
+
+
 def test_moving_a_channel_keeps_what_it_says() -> None:
     for form in FORMS.values():
         channel = Channel("any", Decay(power=1.0), form)

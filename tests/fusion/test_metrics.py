@@ -141,6 +141,13 @@ def test_a_relevant_pair_that_stands_twice_counts_once() -> None:
     assert evaluate(lists, wanted)["recall@10"].item() == 0.5
 
 
+def test_ids_are_compared_as_text() -> None:
+    """User 7 wants items 1 and 2; the lists are of "7" and hold "2"."""
+    lists = pd.DataFrame({"user_id": ["7"], "item_id": ["2"], "rank": [1]})
+    wanted = pd.DataFrame({"user_id": [7, 7], "item_id": [1, 2]})
+    assert evaluate(lists, wanted)["recall@10"].item() == 0.5
+
+
 def test_without_any_list_everyone_scores_zero() -> None:
     lists = pd.DataFrame({"user_id": ["a"], "item_id": ["x"], "rank": [1]}).iloc[:0]
     wanted = pd.DataFrame({"user_id": ["a"], "item_id": ["x"]})
@@ -153,6 +160,9 @@ def test_what_cannot_be_scored_is_refused() -> None:
     wanted = pd.DataFrame({"user_id": ["a"], "item_id": ["x"]})
     with pytest.raises(DataError, match="recommended, column 'item_id': found an item twice"):
         evaluate(lists, wanted)
+    mixed = lists.assign(item_id=pd.Series([1, "1"], dtype=object))
+    with pytest.raises(DataError, match="found an item twice"):
+        evaluate(mixed, wanted)
     with pytest.raises(DataError, match="neither `rank` nor `score`"):
         evaluate(lists.drop(columns="rank"), wanted)
     with pytest.raises(DataError, match=r"recommended.* a column 'user_id'"):

@@ -1,13 +1,17 @@
 """The model's scores add up over channels and events, and lists are in a stated order."""
 
+from dataclasses import replace
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import scipy.sparse as sp
 import torch
 
+from kgrank.fusion import model as modelling
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
 from kgrank.fusion.history import DAY, Decay, Histories, Spans
-from kgrank.fusion.model import FusedModel, Head, exclude, top_n
+from kgrank.fusion.model import FusedModel, Head, Repeats, exclude, only, top_n
 from kgrank.fusion.weights import FusionWeights, ItemSide
 
 INF = float("inf")
@@ -85,6 +89,25 @@ def test_channel_scores_and_the_bias_are_the_score() -> None:
     torch.testing.assert_close(bias + sum(parts.values()), fused.scores(every, spans, "new"))
 
 
+def test_two_dense_channels_are_one_product() -> None:
+    """Each with its own decay, size and gate; the bias is the last column."""
+    every, fused = histories(), model()
+    more = Channel("graph", Decay(power=1.0), DenseFeatures(torch.arange(24.0).view(12, 2) - 7.0))
+    three = fused.heads["new"]
+    weights = FusionWeights(
+        np.append(three.weight, np.float32(0.4)),
+        np.append(three.slope, np.float32(-0.3)),
+        np.append(three.cold, np.float32(0.6)),
+        three.trend,
+        three.cold_bias,
+    )
+    four = FusedModel((*fused.channels, more), fused.side, {"new": weights, "all": weights})
+    spans = every.of_users(np.arange(N_USERS))
+    added = sum(part for _, part in four.channel_scores(every, spans, "new"))
+    bias = torch.from_numpy(weights.bias(four.side))
+    torch.testing.assert_close(bias + added, four.scores(every, spans, "new"))
+
+
 def test_a_channel_without_weight_is_not_worked_out() -> None:
     every, fused = histories(), model()
     names = [name for name, _ in fused.channel_scores(every, every.of_users(np.arange(2)), "all")]
@@ -138,6 +161,87 @@ def test_a_batch_scores_as_its_users_do_alone() -> None:
         torch.testing.assert_close(alone[0], batch[user])
 
 
+def by_hand(
+    scores: npt.NDArray[np.float32], listed: npt.NDArray[np.bool_], n: int
+) -> list[list[int]]:
+    """Item numbers by score, then by number; those that are not listed left out."""
+    return [
+        sorted(np.flatnonzero(may), key=lambda item: (-row[item], item))[:n]
+        for row, may in zip(scores, listed, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("candidates", [None, [7, 2, 11, 2]], ids=["all items", "some items"])
+@pytest.mark.parametrize("repeats", ["exclude", "allow", "only"])
+def test_top_lists_the_best_scores_of_what_may_be_listed(
+    repeats: Repeats, candidates: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two users at a time, so that six are three blocks."""
+    every, fused = histories(), model()
+    spans = every.of_users(np.arange(N_USERS))
+    scores = fused.scores(every, spans, "new").numpy()
+    met = every.binary().toarray() > 0
+    listed = {"exclude": ~met, "allow": np.ones_like(met), "only": met}[repeats]
+    if candidates is not None:
+        listed = listed & np.isin(np.arange(N_ITEMS), candidates)
+    numbers = None if candidates is None else np.array(candidates)
+    monkeypatch.setattr(modelling, "CELLS", 2 * N_ITEMS)
+    items, values = fused.top(every, spans, "new", 4, repeats=repeats, candidates=numbers)
+    assert items.dtype == torch.int64
+    assert values.dtype == torch.float32
+    found = [[item for item in row if item >= 0] for row in items.tolist()]
+    assert found == by_hand(scores, listed, 4)
+    for user, row in enumerate(found):
+        assert values[user, : len(row)].numpy() == pytest.approx(scores[user, row], abs=1e-6)
+
+
+def test_top_without_the_bias_is_what_the_channels_say() -> None:
+    every, fused = histories(), model()
+    spans = every.of_users(np.arange(N_USERS))
+    bias = fused.heads["new"].bias(fused.side)
+    scores = fused.scores(every, spans, "new").numpy() - bias
+    items, values = fused.top(every, spans, "new", N_ITEMS, bias=False)
+    found = np.take_along_axis(scores, items.numpy(), axis=1)
+    assert found == pytest.approx(values.numpy(), abs=1e-6)
+    assert not values[N_USERS - 1].any()  # a user without events
+
+
+def test_top_holds_no_more_scores_at_a_time_than_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for 2.5 users: two at a time; room for less than one: one at a time."""
+    every, fused = histories(), model()
+    held: list[int] = []
+
+    def watched(scores: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        held.append(len(scores))
+        return top_n(scores, n)
+
+    monkeypatch.setattr(modelling, "top_n", watched)
+    for cells in (2 * N_ITEMS + 6, 5):
+        monkeypatch.setattr(modelling, "CELLS", cells)
+        fused.top(every, every.of_users(np.arange(5)), "new", 3)
+    assert held == [2, 2, 1, 1, 1, 1, 1, 1]
+
+
+def test_no_histories_and_no_candidates_have_no_lists() -> None:
+    every, fused = histories(), model()
+    assert fused.top(every, every.of_users(np.arange(0)), "new", 3)[0].numel() == 0
+    nothing = np.array([], np.int64)
+    items, _ = fused.top(every, every.of_users(np.arange(2)), "new", 3, candidates=nothing)
+    assert items.numel() == 0
+
+
+def test_the_heads_do_not_mix() -> None:
+    """In turn, from the same model: each has its own gates and bias."""
+    every, fused = histories(), model()
+    spans = every.of_users(np.arange(N_USERS))
+    new, every_item = (fused.scores(every, spans, head) for head in ("new", "all"))
+    swapped = replace(fused, heads={"new": fused.heads["all"], "all": fused.heads["new"]})
+    assert torch.equal(swapped.scores(every, spans, "new"), every_item)
+    assert torch.equal(swapped.scores(every, spans, "all"), new)
+    assert torch.equal(fused.scores(every, spans, "new"), new)
+    assert not torch.equal(new, every_item)
+
+
 def test_equal_scores_order_by_item_number() -> None:
     items, values = top_n(torch.tensor([[1.0, 3.0, 3.0, 1.0, 2.0]]), 5)
     assert items.tolist() == [[1, 2, 4, 0, 3]]
@@ -159,14 +263,29 @@ def test_many_ties_at_the_cut_keep_the_first_items() -> None:
     assert items.tolist() == [[*range(990, 1000), *range(5)]] * 2
 
 
-def test_lists_are_the_head_of_a_stable_sort() -> None:
-    """Whole-number scores, so that nearly every list is cut in the middle of a tie."""
-    scores = np.random.default_rng(0).integers(0, 6, (200, 40)).astype(np.float32)
-    for n in (1, 7, 39, 40):
+@pytest.mark.parametrize("n_items", [40, 1000, 1024])
+def test_lists_are_the_head_of_a_stable_sort(n_items: int) -> None:
+    """Whole-number scores, so that nearly every list is cut in the middle of a tie.
+
+    Of 1000 items, 31 chunks and a rest, short lists are found through the best of each chunk.
+    """
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 6, (200, n_items)).astype(np.float32)
+    scores[:100] += (rng.random((100, n_items)) < 0.01) * rng.integers(0, 9, (100, n_items))
+    for n in (1, 3, 7, 39, 40):
         items, values = top_n(torch.from_numpy(scores), n)
         expected = np.argsort(-scores, axis=1, kind="stable")[:, :n]
         assert np.array_equal(items.numpy(), expected)
         assert np.array_equal(values.numpy(), np.take_along_axis(scores, expected, axis=1))
+
+
+def test_a_short_list_of_many_items_leaves_out_what_is_masked() -> None:
+    """Of 700 items only 5, 333 and 698 may be listed, or none at all."""
+    scores = torch.full((2, 700), -INF)
+    scores[0, [5, 333, 698]] = torch.tensor([1.0, 2.0, 2.0])
+    items, values = top_n(scores, 4)
+    assert items.tolist() == [[333, 698, 5, -1], [-1, -1, -1, -1]]
+    assert values.tolist() == [[2.0, 2.0, 1.0, -INF], [-INF] * 4]
 
 
 def test_a_list_is_no_longer_than_the_catalogue_and_may_be_empty() -> None:
@@ -179,3 +298,10 @@ def test_excluded_items_are_masked_in_place() -> None:
     items = sp.csr_matrix(np.array([[1, 0, 1], [0, 0, 0]], np.float32))
     assert exclude(scores, items) is scores
     assert scores.tolist() == [[-INF, 2.0, -INF], [4.0, 5.0, 6.0]]
+
+
+def test_all_but_some_items_are_masked_in_place() -> None:
+    scores = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    items = sp.csr_matrix(np.array([[1, 0, 1], [0, 0, 0]], np.float32))
+    assert only(scores, items) is scores
+    assert scores.tolist() == [[1.0, -INF, 3.0], [-INF, -INF, -INF]]

@@ -10,6 +10,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from kgrank.errors import ConfigError, DataError
+from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import TablesSettings, read_tables
 
 NOON = 1_769_860_800.0  # 2026-01-31T12:00:00Z
@@ -251,6 +252,36 @@ class TestTime:
         assert read_tables(by_time).events["item_id"].tolist() == ["b", "a", "c"]
 
 
+class TestItemsThatEventsName:
+    EVENTS = "user_id,item_id,split\nu,c,test\nu,a,test\nv,c,test\nv,b,train\nv,a,valid\n"
+
+    def test_those_of_test_rows_alone_can_be_left_out(self, tmp_path):
+        tables = read_tables(write(tmp_path, events_csv=self.EVENTS))
+        assert tables.items["item_id"].tolist() == ["c", "a", "b"]
+        left = tables.without_test_items()
+        assert left.items.to_dict("list") == {
+            "item_id": ["b", "a"],
+            "title": ["", ""],
+            "description": ["", ""],
+        }
+        assert len(left.events) == 5
+
+    def test_test_rows_are_those_of_the_rule_where_there_is_no_split(self, tmp_path):
+        lines = "".join(f"u,i{n},{n}\n" for n in range(10))
+        tables = read_tables(write(tmp_path, events_csv="user_id,item_id,timestamp\n" + lines))
+        left = tables.without_test_items(SplitSettings(test=0.3))  # test from 9 · 0.7 = 6.3 on
+        assert left.items["item_id"].tolist() == [f"i{n}" for n in range(7)]
+
+    def test_an_items_table_stays_whole(self, tmp_path):
+        source = write(tmp_path, events_csv=self.EVENTS, items_csv="item_id\na\nb\nc\nd\n")
+        assert read_tables(source).without_test_items().items["item_id"].tolist() == list("abcd")
+
+    def test_saved_and_read_again_they_are_no_items_table(self, tmp_path):
+        read_tables(write(tmp_path / "shop", events_csv=self.EVENTS)).save(tmp_path / "saved")
+        left = read_tables(tmp_path / "saved").without_test_items()
+        assert left.items["item_id"].tolist() == ["b", "a"]
+
+
 class TestWhereTablesLie:
     def test_a_toml_names_the_tables_and_keeps_its_other_sections(self, tmp_path):
         write(tmp_path / "data", log_csv="user_id,item_id\nu,a\n")
@@ -272,8 +303,8 @@ class TestWhereTablesLie:
         ("toml", "said"),
         [
             ('[tables]\nevnts = "x.csv"\n', "'evnts'.*Is 'events' meant"),
-            ("[tables]\nevents = 3\n", "events = 3.*a path"),
-            ('tables = "x.csv"\n', r"\[tables\]"),
+            ("[tables]\nevents = 3\n", "tables.events: found 3; allowed: a valid string"),
+            ('tables = "x.csv"\n', "tables: found 'x.csv'; allowed: a section"),
             ("[tables\n", "allowed: TOML"),
         ],
     )

@@ -14,11 +14,11 @@ import torch
 from kgrank.errors import BundleError
 from kgrank.fusion.channels import Channel, DenseFeatures, Form, ItemItem, SparseFeatures
 from kgrank.fusion.history import Decay
-from kgrank.fusion.model import FusedModel
+from kgrank.fusion.model import FusedModel, Repeats
 from kgrank.fusion.weights import FusionWeights
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.bundle_folder import open_bundle, write_bundle
-from kgrank.serving.recommender import Recommender, Repeats
+from kgrank.serving.recommender import Recommender
 
 
 def with_vectors(bundle: Bundle) -> Bundle:

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 
+from kgrank.config import Config
 from kgrank.errors import ConfigError, DataError
-from kgrank.kg.tables import Tables
+from kgrank.kg.tables import Tables, read_tables
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.evaluating import evaluate_bundle
 from kgrank.serving.recommender import Recommender
+from kgrank.serving.training import train
 
 METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20", "mrr")
 DAY = 86_400.0
@@ -352,6 +354,54 @@ def test_an_item_the_bundle_does_not_know_is_one_fault(
     with pytest.raises(DataError, match="'z9'") as caught:
         evaluate_bundle(tiny_bundle, source=source)
     assert caught.value.faults[0].count == 2
+
+
+@pytest.fixture(scope="session")
+def bare_tables(tiny_tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    """The events alone. c1, and z5 in the middle of u-eva's test rows, are in test rows only."""
+    events = tiny_tables.events.copy()
+    events.loc[(events["item_id"] == "b5") & (events["split"] == "test"), "item_id"] = "z5"
+    folder = tmp_path_factory.mktemp("bare")
+    events.to_csv(folder / "events.csv", index=False)
+    return read_tables(folder)
+
+
+@pytest.fixture(scope="session")
+def bare_bundle(bare_tables: Tables) -> Bundle:
+    return train(bare_tables, Config.from_dict({"text": {"model": "none"}}, "the tests"))
+
+
+@pytest.mark.parametrize("repeats", ["exclude", "allow", "only"])
+@pytest.mark.parametrize("history", ["all", "train"])
+@pytest.mark.parametrize("protocol", ["user", "next"])
+def test_without_an_items_table_what_only_test_rows_name_is_relevant_and_never_listed(
+    bare_tables: Tables, bare_bundle: Bundle, protocol: str, history: str, repeats: str
+) -> None:
+    rows, items = rows_of(bare_tables), list(bare_bundle.items.ids())
+    assert {row.item for row in rows} - set(items) == {"c1", "z5"}
+    queries = [
+        replace(query, history=tuple(row for row in query.history if row.item in items))
+        for query in queries_of(rows, "test", protocol, history, repeats, "all")
+    ]
+    result = evaluate_bundle(bare_bundle, protocol=protocol, history=history, repeats=repeats)
+    assert result["queries"] == len(queries)
+    scorers = {"popularity": popularity_of(rows, items)}
+    if repeats != "exclude":
+        scorers["own_history"] = own_history_of(items)
+    for name, scorer in scorers.items():
+        expected = judged(rows, items, queries, scorer, repeats)
+        assert result["baselines"][name] == nested(expected["metrics"]), name
+    assert result["slices"]["cold_items"]["queries"] == expected["slices"]["cold_items"]["queries"]
+
+
+def test_without_an_items_table_a_strange_item_in_train_is_still_a_fault(
+    bare_tables: Tables, bare_bundle: Bundle, tmp_path: Path
+) -> None:
+    events = bare_tables.events.copy()
+    events.loc[events.index[events["split"] == "train"][0], "item_id"] = "z9"
+    source = saved(bare_tables, events, tmp_path / "shop")
+    with pytest.raises(DataError, match="'z9'"):
+        evaluate_bundle(bare_bundle, source=source)
 
 
 def test_a_bundle_of_tables_made_in_memory_needs_a_source(

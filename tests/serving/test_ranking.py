@@ -1,6 +1,8 @@
 """A batch job that can be killed and taken up again, each row exactly once."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,7 +83,7 @@ def test_a_part_that_was_not_listed_yet_is_written_again(
     again = rank_users(recommender, tmp_path, n=3, user_ids=USERS, part_users=6, resume=True)
     assert again == whole
     found = {path.name for path in tmp_path.iterdir()}
-    assert found == {"manifest.json", *(part["file"] for part in whole["parts"])}
+    assert found == {".lock", "manifest.json", *(part["file"] for part in whole["parts"])}
     assert rows(tmp_path)["user_id"].drop_duplicates().tolist() == USERS
     assert sum(part["users"] for part in again["parts"]) == again["users"] == len(USERS)
 
@@ -101,6 +103,63 @@ def test_a_finished_job_taken_up_again_ranks_nothing(
     )
     assert again == done
     assert told == [("ranking", len(USERS), len(USERS))]
+
+
+OTHER = """
+import sys
+from pathlib import Path
+from kgrank.serving.ranking import rank_users
+from kgrank.serving.recommender import Recommender
+
+def progress(stage, done, total):
+    print(done, flush=True)
+    sys.stdin.readline()
+
+models, out, *users = sys.argv[1:]
+recommender = Recommender.load(models, device="cpu")
+rank_users(recommender, Path(out), n=3, user_ids=users, part_users=6, progress=progress)
+"""
+
+
+def test_two_jobs_at_once_do_not_write_into_one_folder(shop_models: Path, tmp_path: Path) -> None:
+    """Another process stands after its first part; once it is killed, this one goes on."""
+    recommender = Recommender.load(shop_models, device="cpu")
+    job = {"n": 3, "user_ids": USERS, "part_users": 6, "resume": True}
+    call = [sys.executable, "-c", OTHER, str(shop_models), str(tmp_path), *USERS]
+    with subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "0\n"
+        other.stdin.write("go on\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "6\n"
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(ConfigError, match="found another job that is writing here"):
+            rank_users(recommender, tmp_path, **job)  # type: ignore[arg-type]
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        other.kill()
+    done = rank_users(recommender, tmp_path, **job)  # type: ignore[arg-type]
+    assert done["complete"] is True
+    assert rows(tmp_path)["user_id"].drop_duplicates().tolist() == USERS
+    assert len(rows(tmp_path)) == 3 * len(USERS)
+
+
+def test_a_folder_of_other_things_is_refused_and_stays_as_it_was(
+    recommender: Recommender, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=str(tmp_path)):
+            rank_users(recommender, tmp_path, n=3, user_ids=USERS, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_in_which_no_job_got_to_write_is_as_good_as_new(
+    recommender: Recommender, tmp_path: Path
+) -> None:
+    (tmp_path / ".lock").touch()
+    done = rank_users(recommender, tmp_path, n=3, user_ids=USERS)
+    assert done["complete"] is True
 
 
 @pytest.mark.parametrize(

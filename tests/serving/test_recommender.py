@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from kgrank.errors import ConfigError, UnknownIdError
-from kgrank.serving import recommender as recommending
+from kgrank.fusion import model as modelling
+from kgrank.fusion.model import Repeats
 from kgrank.serving.bundle import Bundle
-from kgrank.serving.recommender import Recommender, Repeats
+from kgrank.serving.recommender import Recommender
 
 REPEATS: tuple[Repeats, ...] = ("exclude", "allow", "only")
 
@@ -201,7 +202,7 @@ def test_users_together_get_what_they_get_alone(
     for repeats in REPEATS:
         batch = recommender.recommend(users, n=299, repeats=repeats)
         with monkeypatch.context() as small:
-            small.setattr(recommending, "CELLS", 7 * 299)  # seven users at a time
+            small.setattr(modelling, "CELLS", 7 * 299)  # seven users at a time
             blocks = recommender.recommend(users, n=299, repeats=repeats)
         single = pd.concat(
             [recommender.recommend([user], n=299, repeats=repeats) for user in users],

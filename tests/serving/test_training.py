@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from kgrank.config import Config
 from kgrank.errors import ModelError
-from kgrank.kg.tables import Tables
+from kgrank.kg.tables import Tables, read_tables
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.training import train
 
@@ -100,6 +100,23 @@ def test_an_item_of_test_alone_is_cold_and_one_of_valid_is_not(tiny_bundle: Bund
     """Channels and coldness are of train + valid once they are fitted again."""
     cold = tiny_bundle.items.ids(np.flatnonzero(tiny_bundle.model.side.cold))
     assert list(cold) == ["c1"]
+
+
+def test_without_an_items_table_a_bundle_knows_the_items_of_train_and_valid(
+    tiny_tables: Tables, tmp_path: Path
+) -> None:
+    """c1 is in test rows only; without these the bundle is the same, items in the same order."""
+    events = tiny_tables.events
+    bundles = []
+    for name, kept in (("whole", events), ("without", events[events["split"] != "test"])):
+        (tmp_path / name).mkdir()
+        kept.to_csv(tmp_path / name / "events.csv", index=False)
+        bundles.append(train(read_tables(tmp_path / name), CONFIG))
+    whole, without = bundles
+    assert sorted(whole.items.ids()) == sorted(set(tiny_tables.items["item_id"]) - {"c1"})
+    assert whole.items == without.items
+    assert whole.item_table["item_id"].tolist() == list(whole.items.ids())
+    assert_same_weights(whole, without, tmp_path / "models")
 
 
 def test_without_refit_channels_are_of_train_alone(tiny_tables: Tables) -> None:
