@@ -261,8 +261,9 @@ class NextItemTask:
         The encoder runs once; the rows are scored in chunks whose gradients are gathered on its
         output, so that memory stays bounded and the graph is walked once a step.
         """
-        sources, targets = self.module.encoder()
-        outputs = [sources, targets, self.module.age, self.module.kind]
+        vectors: tuple[Tensor, Tensor] = self.module.encoder()
+        targets = vectors[1]
+        outputs = [*vectors, self.module.age, self.module.kind]
         leaves = [output.detach().requires_grad_() for output in outputs]
         n = len(range(len(batch.history))[share])
         rows = np.arange(len(batch.history))[share]
