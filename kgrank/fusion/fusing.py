@@ -175,20 +175,24 @@ def _methods(
 
     def without() -> FusionWeights:
         kept = [channel for channel in range(n_channels) if channel != learned]
-        return _bagged(candidates.of_channels(kept), side, seed).placed(kept, n_channels)
+        fewer = candidates.of_channels(kept)
+        start = softmax_regression(fewer, side, FusionWeights.equal(len(kept)))
+        return _bagged(fewer, side, start, seed).placed(kept, n_channels)
 
     methods: dict[str, Callable[[], FusionWeights]] = {
         "equal": lambda: equal,
         "softmax": regression,
         "ascent": ascent,
         "softmax+ascent": both,
-        "bagged": lambda: _bagged(candidates, side, seed),
+        "bagged": lambda: _bagged(candidates, side, regression(), seed),
     }
     return methods if learned is None else {**methods, "bagged without learned": without}
 
 
-def _bagged(candidates: Candidates, side: ItemSide, seed: int) -> FusionWeights:
-    """The mean of weights found on several samples of the queries (Breiman, 1996).
+def _bagged(
+    candidates: Candidates, side: ItemSide, start: FusionWeights, seed: int
+) -> FusionWeights:
+    """The mean of weights found from `start` on several samples of the queries (Breiman, 1996).
 
     A direct search follows the accidents of its queries; the mean keeps what the samples share.
     """
@@ -196,7 +200,6 @@ def _bagged(candidates: Candidates, side: ItemSide, seed: int) -> FusionWeights:
     n, found = len(candidates), []
     for _ in range(BAGS):
         bag = candidates.take(np.sort(rng.permutation(n)[: max(1, round(BAG_SHARE * n))]))
-        start = softmax_regression(bag, side, FusionWeights.equal(bag.scores.shape[2]))
         weights = coordinate_ascent(bag, side, start, over="warm")
         found.append(weights.vector() / max(float(np.abs(weights.weight).sum()), 1e-6))
     return FusionWeights.from_vector(np.mean(found, axis=0))

@@ -21,6 +21,7 @@ from kgrank.errors import BundleError, ConfigError
 from kgrank.fusion.channels import Channel, DenseFeatures, Form, ItemItem, SparseFeatures
 from kgrank.fusion.evidence import SPLITS, numbered
 from kgrank.fusion.history import Decay, Histories
+from kgrank.fusion.loop import Trained
 from kgrank.fusion.model import FusedModel, Head
 from kgrank.fusion.selection import Choice
 from kgrank.fusion.training import Fit
@@ -83,7 +84,7 @@ class Bundle:
             "text_vectors": asdict(encoded) if encoded else None,
             "ease_penalty": fitted.ease_penalty,
             "choices": {name: _choice_to_json(choice) for name, choice in fitted.choices.items()},
-            "learned": asdict(fitted.trained) if fitted.trained else None,
+            "learned": _trained_to_json(fitted.trained) if fitted.trained else None,
             "fusion": {
                 head: {"method": fused.method, "valid_ndcg@10": fused.ndcg}
                 for head, fused in fitted.fused.items()
@@ -264,6 +265,10 @@ def _choice_to_json(choice: Choice) -> dict[str, Any]:
     ridge = asdict(choice.ridge) if choice.ridge else None
     decay = _decay_to_json(choice.decay)
     return {"decay": decay, "ridge": ridge, "power": choice.power, "valid_ndcg@10": choice.ndcg}
+
+
+def _trained_to_json(trained: Trained) -> dict[str, Any]:
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(trained).items()}
 
 
 def _decay_to_json(decay: Decay) -> dict[str, Any]:

@@ -7,13 +7,14 @@
 
 A part appears under its name only when it is whole, and counts only once the manifest lists it. So
 a job that was killed at any moment goes on with `resume=True` where it stopped. While a job runs it
-holds a lock on `.lock`, which the system takes back when the job's process ends, however it ends.
+holds a lock on the folder, which the system takes back when the job's process ends, however it ends.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -44,7 +45,7 @@ SCHEMA = pa.schema(
 )
 """The columns of every part."""
 
-_MANIFEST, _TEMPORARY, _LOCK = "manifest.json", ".tmp", ".lock"
+_MANIFEST, _TEMPORARY = "manifest.json", ".tmp"
 _TABLES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 
 
@@ -175,16 +176,19 @@ def rank_users(
 
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """Keep other jobs out of the folder. The file stays: else two jobs might lock two of them."""
-    with (out / _LOCK).open("w") as file:
+    """Keep other jobs out of the folder."""
+    folder = os.open(out, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 f"{out}: found another job that is writing here; allowed: one at a time. "
                 "Wait until it has ended, or name another folder."
             ) from None
         yield
+    finally:
+        os.close(folder)
 
 
 def _known(
@@ -244,7 +248,7 @@ def _nothing_in(out: Path) -> list[dict[str, Any]]:
     """No parts; refuses a place where something is."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: found a file; allowed: a new folder. Name another.")
-    if out.is_dir() and {path.name for path in out.iterdir()} - {_LOCK}:
+    if out.is_dir() and any(out.iterdir()):
         raise ConfigError(
             f"{out}: found a folder that is not empty; allowed: a new folder. Name another, or "
             "go on with the job that was writing here (--resume)."
@@ -254,7 +258,7 @@ def _nothing_in(out: Path) -> list[dict[str, Any]]:
 
 def _finished(out: Path, job: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The parts of this job that are whole; anything that is not of this job is refused."""
-    names = {path.name for path in out.iterdir()} - {_LOCK} if out.is_dir() else set[str]()
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
     if not out.exists() or not names - {_MANIFEST + _TEMPORARY}:
         return []  # it was killed before the first manifest, or never begun
     mend = "Name a new folder, or remove this one and begin again."

@@ -83,7 +83,7 @@ def test_a_part_that_was_not_listed_yet_is_written_again(
     again = rank_users(recommender, tmp_path, n=3, user_ids=USERS, part_users=6, resume=True)
     assert again == whole
     found = {path.name for path in tmp_path.iterdir()}
-    assert found == {".lock", "manifest.json", *(part["file"] for part in whole["parts"])}
+    assert found == {"manifest.json", *(part["file"] for part in whole["parts"])}
     assert rows(tmp_path)["user_id"].drop_duplicates().tolist() == USERS
     assert sum(part["users"] for part in again["parts"]) == again["users"] == len(USERS)
 
@@ -157,7 +157,6 @@ def test_a_folder_of_other_things_is_refused_and_stays_as_it_was(
 def test_a_folder_in_which_no_job_got_to_write_is_as_good_as_new(
     recommender: Recommender, tmp_path: Path
 ) -> None:
-    (tmp_path / ".lock").touch()
     done = rank_users(recommender, tmp_path, n=3, user_ids=USERS)
     assert done["complete"] is True
 

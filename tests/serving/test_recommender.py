@@ -213,7 +213,7 @@ def test_users_together_get_what_they_get_alone(
             assert len(other) == len(batch)
             scores = batch.set_index(keys)["score"], other.set_index(keys)["score"]
             pd.testing.assert_series_equal(
-                scores[0].sort_index(), scores[1].sort_index(), rtol=1e-5
+                scores[0].sort_index(), scores[1].sort_index(), rtol=1e-5, atol=1e-6
             )
 
 

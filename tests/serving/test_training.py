@@ -135,7 +135,9 @@ def test_a_shop_that_tells_nothing_of_its_items_is_fitted_on_events_alone(
         items=tiny_tables.items[["item_id"]].assign(title="", description=""),
     )
     bundle = train(bare, CONFIG)
-    assert {channel.name for channel in bundle.model.channels} <= {"linear", "directed", "repeat"}
+    assert {channel.name for channel in bundle.model.channels} <= {
+        *("linear", "directed", "learned", "repeat")
+    }
     assert bundle.names["a1"] == "a1"
 
 
