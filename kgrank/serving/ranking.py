@@ -7,7 +7,7 @@
 
 A part appears under its name only when it is whole, and counts only once the manifest lists it. So
 a job that was killed at any moment goes on with `resume=True` where it stopped. While a job runs it
-holds a lock on the folder, which the system takes back when the job's process ends, however it ends.
+holds a lock on the folder, which the system takes back when its process ends, however it ends.
 """
 
 from __future__ import annotations
