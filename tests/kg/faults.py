@@ -45,6 +45,19 @@ class _Watched:
         self._file.close()
 
 
+_watching = [True]
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """What is done to files in this block is no step."""
+    _watching[0] = False
+    try:
+        yield
+    finally:
+        _watching[0] = True
+
+
 @contextmanager
 def watched(before: Step, after: Step = lambda what, path: None) -> Iterator[None]:
     """Call `before` and `after` around each step, with what it is and the path (or descriptor)."""
@@ -52,13 +65,15 @@ def watched(before: Step, after: Step = lambda what, path: None) -> Iterator[Non
 
     def _open(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
         file = opened(self, mode, *args, **options)
-        if mode not in ("wb", "xb"):
+        if not _watching[0] or mode not in ("wb", "xb"):
             return file
         after("open", self)
         return _Watched(file, before)
 
     def stepping(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def step(path: Any, *args: Any, **options: Any) -> Any:
+            if not _watching[0]:
+                return call(path, *args, **options)
             before(what, path)
             result = call(path, *args, **options)
             after(what, path)
