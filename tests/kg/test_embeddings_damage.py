@@ -104,6 +104,18 @@ def test_a_changed_byte_is_an_error_or_a_wrong_number_but_no_crash(store, folder
     assert 30 < refused < len(whole)
 
 
+def test_files_that_contradict_the_manifest_are_refused(store, folder):
+    """The deletion says row 1 (b, replaced before) in the place of row 2 (c): four rows live."""
+    path = folder / "item-3.safetensors"
+    start = len(store.manifest.groups["item"].segments[2].header(2))
+    content = bytearray(path.read_bytes())
+    assert content[start + 8 : start + 16] == (2).to_bytes(8, "little")
+    content[start + 8] = 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=f"{path}: found 4 rows; allowed: 3 rows"):
+        EmbeddingStore.open(folder).ids("item")
+
+
 MANIFESTS = {
     "another format": (
         lambda m: m.update(format=2),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kgrank.errors import ConfigError, DataError, ModelError, StoreError, UnknownIdError
 from kgrank.kg import ann, nearest
@@ -107,6 +108,42 @@ def test_the_exact_search_finds_what_one_product_finds(folder, monkeypatch, n, o
     np.testing.assert_array_equal(merged.scores, scores)
 
 
+@pytest.mark.parametrize("step", [0.0, 2.0**-25])
+def test_a_product_that_is_off_by_its_roundings_loses_nothing(folder, monkeypatch, step):
+    """Float32 products are moved by almost 2 · 32 roundings of the longest, up or down.
+
+    The vectors are three, over and over: each copy the same as before, or a trifle longer.
+    """
+    product, rng = torch.mm, np.random.default_rng(0)
+    vectors = (
+        np.tile(clustered(3), (100, 1)) * (1 + step * np.arange(300, dtype=np.float32))[:, None]
+    )
+    queries = clustered(20, seed=2)
+    longest = np.linalg.norm(vectors, axis=1).max()
+    bound = 0.9 * 32 * 2.0**-23 * longest * np.linalg.norm(queries, axis=1)
+
+    def noisy(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        product(a, b, out=out)
+        moved = rng.choice([-1, 1], size=out.shape) * bound[:, None]
+        out += torch.from_numpy(moved.astype(np.float32))
+
+    monkeypatch.setattr(torch, "mm", noisy)
+    monkeypatch.setattr(nearest, "ROWS", 64)
+    ids = [f"i{number}" for number in range(300)]
+    store = EmbeddingStore.create(folder, dim=32).write("item", ids, vectors)
+    found = store.nearest("item", queries, n=15)
+    np.testing.assert_array_equal(found.numbers, reference(vectors, queries, 15)[0])
+
+
+def test_products_at_the_end_of_float32_are_ordered_too(folder):
+    """Scores are small multiples of the smallest number there is, so that many are equal."""
+    vectors, queries = clustered(500, dim=8) * 1e-23, clustered(30, dim=8, seed=2) * 1e-22
+    ids = [f"i{number}" for number in range(500)]
+    store = EmbeddingStore.create(folder, dim=8).write("item", ids, vectors)
+    found = store.nearest("item", queries, n=20)
+    np.testing.assert_array_equal(found.numbers, reference(vectors, queries, 20)[0])
+
+
 def test_zeros_tiny_and_huge_numbers_have_their_place(folder):
     """Zeros score 0. 1e-30 · 1e-30 is 0 in float32. 1e30 · 1e30 would not be a float32."""
     vectors = np.array([[0, 0], [1e-30, 0], [1, 0], [-1, 0]], np.float32)
@@ -150,10 +187,15 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
     return store.build_index("item")
 
 
-def test_the_index_finds_nine_of_ten_and_scores_them_exactly(indexed):
+def test_the_index_finds_nine_of_ten_and_scores_them_exactly(indexed, monkeypatch):
     queries = clustered(200, seed=2)
     exact = indexed.nearest("item", queries, n=10, exact=True)
+    compare_all, compared = nearest._exact, []
+    monkeypatch.setattr(
+        nearest, "_exact", lambda group, q, n: compared.append(len(q)) or compare_all(group, q, n)
+    )
     found = indexed.nearest("item", queries, n=10, exact=False)
+    assert sum(compared) == 0
     pairs = list(zip(exact.ids, found.ids, strict=True))
     assert np.mean([len({*a} & {*b}) for a, b in pairs]) / 10 >= 0.9
     vectors = indexed.vectors("item", found.ids.ravel()).reshape(200, 10, 32).astype(np.float64)
