@@ -21,12 +21,14 @@ from kgrank.errors import (
     DataError,
     KgrankError,
     ModelError,
+    StoreError,
     UnknownIdError,
 )
 
 if TYPE_CHECKING:
     from kgrank.config import Config, read_config
     from kgrank.fusion.metrics import evaluate
+    from kgrank.kg.embeddings import EmbeddingStore
     from kgrank.kg.graph import KnowledgeGraph
     from kgrank.kg.tables import Tables, read_tables
     from kgrank.serving.bundle import Bundle
@@ -42,11 +44,13 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "EmbeddingStore",
     "Explanation",
     "KgrankError",
     "KnowledgeGraph",
     "ModelError",
     "Recommender",
+    "StoreError",
     "Tables",
     "UnknownIdError",
     "__version__",
@@ -59,6 +63,7 @@ __all__ = [
 _HOMES = {
     "Bundle": "kgrank.serving.bundle",
     "Config": "kgrank.config",
+    "EmbeddingStore": "kgrank.kg.embeddings",
     "Explanation": "kgrank.serving.explanation",
     "KnowledgeGraph": "kgrank.kg.graph",
     "Recommender": "kgrank.serving.recommender",

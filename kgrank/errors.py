@@ -4,7 +4,8 @@ KgrankError
 ├── DataError      the tables are at fault: carries every fault found
 ├── ConfigError    a setting is unknown or out of range
 ├── ModelError     a model cannot be fitted or used as asked
-│   └── BundleError  a saved bundle is damaged, unknown or missing
+│   ├── BundleError  a saved bundle is damaged, unknown or missing
+│   └── StoreError   an embedding store is damaged, unknown, missing or in use
 └── UnknownIdError a user or item id that the model has never seen
 """
 
@@ -71,6 +72,10 @@ class ModelError(KgrankError):
 
 class BundleError(ModelError):
     """A saved bundle is damaged, of an unknown format, or missing."""
+
+
+class StoreError(ModelError):
+    """An embedding store is damaged, of an unknown format, missing, or another writer has it."""
 
 
 class UnknownIdError(KgrankError):

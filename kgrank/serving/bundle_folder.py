@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from kgrank.errors import BundleError
+from kgrank.files import TEMPORARY, replacing, sync
 
 FORMAT = 1
 """The number of the layout that is written, and the only one that is read."""
@@ -68,7 +69,7 @@ def write_bundle(
         mend = "Name another folder."
         raise BundleError(f"{models}: found {found}; allowed: a folder to hold bundles. {mend}")
     models.mkdir(parents=True, exist_ok=True)
-    temporary = models / f".tmp-{uuid.uuid4().hex}"
+    temporary = models / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         temporary.mkdir()
         write(temporary)
@@ -256,20 +257,5 @@ def _digest(path: Path) -> str:
 
 def _switch(models: Path, name: str) -> None:
     """Let `current` name this folder: at every moment it is the old line or the new one."""
-    temporary = models / f".tmp-{uuid.uuid4().hex}"
-    try:
+    with replacing(models / _CURRENT) as temporary:
         temporary.write_text(f"{name}\n", "utf-8")
-        sync(temporary)
-        temporary.replace(models / _CURRENT)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(models)
-
-
-def sync(path: Path) -> None:
-    """Wait until the file, or the list of a folder's names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -30,10 +30,10 @@ import scipy.sparse as sp
 import torch
 
 from kgrank.errors import ConfigError, DataError, Fault
+from kgrank.files import sync
 from kgrank.fusion.evidence import Progress
 from kgrank.fusion.model import Repeats
 from kgrank.kg.reading import read_file
-from kgrank.serving.bundle_folder import sync
 from kgrank.serving.recommender import Recommender
 from kgrank.serving.training import silent
 

@@ -6,13 +6,13 @@ The page needs no network and no script. Numbers stand in tables; bars only repe
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from kgrank.files import replacing
 from kgrank.serving.drawing import draw_paths, path_texts
 from kgrank.serving.explanation import Explanation
 from kgrank.serving.wording import channel_words, event_words, percent, relation_words
@@ -169,15 +169,8 @@ def write_report(path: Path, data: ReportData) -> None:
         ),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="replace") as file:
-            file.write(html)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(html, encoding="utf-8", errors="replace")
 
 
 def bars(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from kgrank import files
 from kgrank.errors import BundleError
 from kgrank.serving import bundle_folder as bundles
 from kgrank.serving.bundle_folder import find_bundle, open_bundle, write_bundle
@@ -277,12 +278,13 @@ def test_a_second_bundle_becomes_current_and_the_first_stays(models, bundle):
 def test_everything_is_on_disk_before_it_gets_its_name(models, monkeypatch):
     """A power cut after the rename must not find a folder whose files are still in memory."""
     done: list[str] = []
-    sync, rename, replace = bundles.sync, Path.rename, Path.replace
+    sync, rename, replace = files.sync, Path.rename, Path.replace
 
     def logged(what: str, path: Path) -> None:
         done.append(f"{what} {'.tmp' if path.name.startswith('.tmp-') else path.name}")
 
-    monkeypatch.setattr(bundles, "sync", lambda p: (sync(p), logged("sync", p)))
+    for module in (bundles, files):
+        monkeypatch.setattr(module, "sync", lambda p: (sync(p), logged("sync", p)))
     monkeypatch.setattr(Path, "rename", lambda p, to: (rename(p, to), logged("rename", p)))
     monkeypatch.setattr(Path, "replace", lambda p, to: (replace(p, to), logged("replace", p)))
     write_bundle(models, fill, {})
