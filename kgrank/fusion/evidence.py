@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from kgrank.fusion.history import DAY, Decay, Histories, Spans
-from kgrank.fusion.item_item import DENSE_ITEMS, Matrix, Moments, product, shared_features
+from kgrank.fusion.item_item import LARGE_ITEMS, Matrix, Moments, product, side_rows
 from kgrank.fusion.weights import ItemSide
 from kgrank.kg.vocabulary import Vocabulary
 
@@ -124,7 +123,7 @@ class Evidence:
         """Of EASE: who chose this also chose that."""
         chosen = self._recent().binary()
         gram = product(chosen, chosen)
-        return Moments(gram, gram, self._entities, self._words)
+        return self._moments(gram, gram)
 
     def directed_moments(self, power: float) -> Moments:
         """Of SLIT: after these, that. Inputs are the last ten events, each (1 + age)^-power."""
@@ -139,28 +138,19 @@ class Evidence:
             (ones, histories.items[later], np.arange(len(later) + 1)),
             (len(later), histories.n_items),
         )
-        return Moments(
-            product(inputs, inputs),
-            product(inputs, outputs),
-            self._entities,
-            self._words,
-        )
+        return self._moments(product(inputs, inputs), product(inputs, outputs))
+
+    def _moments(self, gram: Matrix, cross: Matrix) -> Moments:
+        features = self.features
+        return Moments(gram, cross, side_rows(features.entities), side_rows(features.words))
 
     def _recent(self) -> Histories:
         """What enters the moments: all, or each user's last events for a large catalogue."""
         histories = self.histories
-        if histories.n_items <= DENSE_ITEMS:
+        if histories.n_items <= LARGE_ITEMS:
             return histories
         from_end = np.repeat(histories.starts[1:], np.diff(histories.starts))
         return histories.where(from_end - np.arange(len(histories.items)) <= RECENT)
-
-    @cached_property
-    def _words(self) -> Matrix | None:
-        return shared_features(self.features.words) if self.features.words.nnz else None
-
-    @cached_property
-    def _entities(self) -> Matrix | None:
-        return shared_features(self.features.entities) if self.features.entities.nnz else None
 
     def of_items(self, items: npt.NDArray[np.integer]) -> Evidence:
         """The same evidence for some of the items only, numbered anew in the order given."""

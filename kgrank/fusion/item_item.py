@@ -10,6 +10,7 @@ products nobody has bought yet their weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,11 +18,12 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
-EXACT_ITEMS = 4_096  # up to here one inverse is faster than a local ridge, and exact
-DENSE_ITEMS = 16_384  # up to here second moments are held dense: 1 GB of float32
-RARE = 200  # beyond that, a word or entity of more items than this is left out of the side rows
+EXACT_ITEMS = 4_096  # up to here one inverse takes seconds, and is exact
+LARGE_ITEMS = 16_384  # beyond that, moments see recent events and rare features alone
+RARE = 200  # a word or entity of more items than this is not rare
 
-Matrix: TypeAlias = npt.NDArray[np.float32] | Any  # dense, or scipy.sparse.csr_matrix
+Dense: TypeAlias = npt.NDArray[np.float32]
+Matrix: TypeAlias = Dense | Any  # dense, or scipy.sparse.csc_matrix
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Ridge:
     Attributes:
         penalty: λ, added to the Gram's diagonal.
         dropout: share of the Gram's own diagonal added as well (EDLAE, Steck 2020: p / (1 − p)).
-        entities: weight of the rows of shared entities.
-        words: weight of the rows of shared words.
+        entities: weight of the rows of shared entities, at least 0.
+        words: weight of the rows of shared words, at least 0.
     """
 
     penalty: float = 100.0
@@ -43,19 +45,19 @@ class Ridge:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Second moments of the regression "history → next", and of the side rows.
+    """Second moments of the regression "history → next", and the side rows.
 
     Attributes:
-        gram: (n_items × n_items) inputs' Gram matrix; float32, dense or CSR by catalogue size.
+        gram: (n_items × n_items) inputs' Gram matrix; float32, dense up to EXACT_ITEMS, else CSC.
         cross: (n_items × n_items) inputs × outputs; for EASE the same object as `gram`.
-        entities: (n_items × n_items) Gram matrix of the entity rows, or None.
-        words: (n_items × n_items) Gram matrix of the word rows, or None.
+        entities: (n_items × n_entities) float32 CSR, the entity rows, or None.
+        words: (n_items × n_terms) float32 CSR, the word rows, or None.
     """
 
     gram: Matrix
     cross: Matrix
-    entities: Matrix | None
-    words: Matrix | None
+    entities: sp.csr_matrix | None
+    words: sp.csr_matrix | None
 
     @property
     def directed(self) -> bool:
@@ -69,58 +71,75 @@ class Moments:
             ridge: penalties and side rows.
             neighbors: entries a column, at most (four times as many where it is exact).
         """
+        if isinstance(self.gram, np.ndarray):
+            return self._exact(ridge, keep=4 * neighbors)
+        return self._local(ridge, neighbors)
+
+    def _exact(self, ridge: Ridge, keep: int) -> sp.csr_matrix:
         gram, cross = self.gram, self.cross
-        for weight, rows in ((ridge.entities, self.entities), (ridge.words, self.words)):
-            if weight and rows is not None:
-                shared = weight * rows
-                gram = gram + shared
-                cross = cross + shared if self.directed else gram
-        if not self.directed:
-            cross = gram
-        n_items = gram.shape[0]
-        diagonal = np.asarray(gram.diagonal(), np.float32)
-        penalty = (ridge.penalty + ridge.dropout * diagonal).astype(np.float32)
-        if n_items <= EXACT_ITEMS:
-            return _exact(gram, cross, penalty, directed=self.directed, keep=4 * neighbors)
-        return _local(gram, cross, penalty, directed=self.directed, neighbors=neighbors)
+        for name, weight, _ in self._sides(ridge):
+            shared = np.float32(weight) * self._shared[name]
+            gram = gram + shared
+            cross = cross + shared if self.directed else gram
+        penalty = ridge.penalty + ridge.dropout * gram.diagonal()
+        return _exact(gram, cross, penalty, directed=self.directed, keep=keep)
+
+    def _local(self, ridge: Ridge, neighbors: int) -> sp.csr_matrix:
+        from kgrank.fusion.local_ridge import local_ridge  # numba takes a while to load
+
+        nothing = sp.csr_matrix((self.gram.shape[0], 1), dtype=np.float32)
+        rows = [np.float32(np.sqrt(weight)) * rows for _, weight, rows in self._sides(ridge)]
+        side = sp.hstack([nothing, *rows], format="csr", dtype=np.float32)
+        diagonal = self.gram.diagonal() + np.asarray(side.multiply(side).sum(axis=1)).ravel()
+        return local_ridge(
+            self.gram,
+            self.cross,
+            side,
+            (ridge.penalty + ridge.dropout * diagonal).astype(np.float32),
+            with_self=self.directed,
+            neighbors=neighbors,
+            threads=torch.get_num_threads(),
+        )
+
+    def _sides(self, ridge: Ridge) -> list[tuple[str, float, sp.csr_matrix]]:
+        """Name, weight and rows of the sides that count."""
+        sides = ("entities", ridge.entities, self.entities), ("words", ridge.words, self.words)
+        return [side for side in sides if side[1] and side[2] is not None]
+
+    @cached_property
+    def _shared(self) -> dict[str, Dense]:
+        """Gram matrices of the sides, (n_items × n_items); a local ridge does without."""
+        sides = ("entities", self.entities), ("words", self.words)
+        return {name: (rows @ rows.T).toarray() for name, rows in sides if rows is not None}
 
 
-def product(left: sp.csr_matrix, right: sp.csr_matrix, block: int = 2_048) -> Matrix:
-    """leftᵀ · right, (n_items × n_items) float32: dense for a small catalogue, CSR for a large one.
+def product(left: sp.csr_matrix, right: sp.csr_matrix) -> Matrix:
+    """leftᵀ · right, (n_items × n_items) float32: dense for a small catalogue, else CSC.
 
     Args:
         left: (n_rows × n_items) CSR.
         right: (n_rows × n_items) CSR.
-        block: columns of the result worked out at a time.
     """
-    n_items = left.shape[1]
-    turned, columns = left.T.tocsr(), right.tocsc()
-    if n_items > DENSE_ITEMS:
-        blocks = [
-            (turned @ columns[:, start : start + block]).tocsc()
-            for start in range(0, n_items, block)
-        ]
-        return sp.hstack(blocks, format="csr", dtype=np.float32)
-    result = np.zeros((n_items, n_items), np.float32)
-    for start in range(0, n_items, block):
-        part = turned @ columns[:, start : start + block]
-        result[:, start : start + block] = part.toarray()
-    return result
+    turned = right.T.tocsr() @ left
+    return turned.T.toarray() if left.shape[1] <= EXACT_ITEMS else turned.T
 
 
-def shared_features(features: sp.csr_matrix) -> Matrix:
-    """F · Fᵀ of (n_items × n_features) rows; for a large catalogue over rare features only."""
-    if features.shape[0] > DENSE_ITEMS:
+def side_rows(features: sp.csr_matrix) -> sp.csr_matrix | None:
+    """The features (n_items × n_features) that make side rows: of a large catalogue the rare ones.
+
+    Returns:
+        The same without the columns left out; None where nothing is known of any item.
+    """
+    if features.shape[0] > LARGE_ITEMS:
         frequency = np.bincount(features.indices, minlength=features.shape[1])
         features = features[:, np.flatnonzero(frequency <= RARE)]
-    turned = features.T.tocsr()
-    return product(turned, turned)
+    return features if features.nnz else None
 
 
 def _exact(
-    gram: npt.NDArray[np.float32],
-    cross: npt.NDArray[np.float32],
-    penalty: npt.NDArray[np.float32],
+    gram: Dense,
+    cross: Dense,
+    penalty: Dense,
     *,
     directed: bool,
     keep: int,
@@ -140,76 +159,6 @@ def _exact(
     values = weights.gather(0, rows).float()
     columns = torch.arange(n_items).expand_as(rows)
     return _assemble(rows.numpy(), columns.numpy(), values.numpy(), n_items)
-
-
-def _local(
-    gram: Matrix,
-    cross: Matrix,
-    penalty: npt.NDArray[np.float32],
-    *,
-    directed: bool,
-    neighbors: int,
-) -> sp.csr_matrix:
-    """Column j solves (G_NN + Λ_NN) b = C_Nj over N, the items with the largest C_·j > 0."""
-    n_items = gram.shape[0]
-    k = min(neighbors, n_items - 1)
-    columns_of = cross if isinstance(cross, np.ndarray) else cross.tocsc()
-    load = torch.from_numpy(penalty)
-    block = 512 if isinstance(cross, np.ndarray) else 128  # a long sparse column is unpacked whole
-    parts = []
-    for start in range(0, n_items, block):
-        js = np.arange(start, min(start + block, n_items))
-        near, wanted = _strongest(columns_of, js, k, with_self=directed)  # (block, k)
-        shares = wanted > 0.0  # the rest are no neighbours: left out of the system
-        local = _gather(gram, near) * (shares[:, :, None] & shares[:, None, :])
-        local.diagonal(dim1=1, dim2=2).add_(load[near])
-        factor = torch.linalg.cholesky(local)
-        solved = torch.cholesky_solve((wanted * shares)[:, :, None], factor)[:, :, 0]
-        parts.append((near.numpy(), np.repeat(js, k).reshape(-1, k), solved.numpy()))
-    rows, columns, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return _assemble(rows, columns, values, n_items)
-
-
-def _strongest(
-    cross: Matrix, js: npt.NDArray[np.int64], k: int, *, with_self: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest entries of columns js: rows (n × k) int64 and values, 0 where there are fewer.
-
-    Args:
-        cross: dense, or CSC.
-        js: (n) consecutive columns.
-        k: how many.
-        with_self: whether the diagonal counts.
-    """
-    if isinstance(cross, np.ndarray):
-        values = torch.from_numpy(np.ascontiguousarray(cross[:, js].T))
-        if not with_self:
-            values[torch.arange(len(js)), torch.from_numpy(js)] = 0.0
-        found = values.topk(k, dim=1)
-        return found.indices, found.values
-    starts = cross.indptr[js[0] : js[-1] + 2].astype(np.int64)
-    lengths = np.diff(starts)
-    column = np.repeat(np.arange(len(js)), lengths)
-    place = np.arange(lengths.sum()) - np.repeat(starts[:-1] - starts[0], lengths)
-    rows = np.zeros((len(js), max(k, int(lengths.max()))), np.int64)
-    packed = np.zeros(rows.shape, np.float32)
-    rows[column, place] = cross.indices[starts[0] : starts[-1]]
-    packed[column, place] = cross.data[starts[0] : starts[-1]]
-    if not with_self:
-        packed[rows == js[:, None]] = 0.0
-    values, places = torch.from_numpy(packed).topk(k, dim=1)
-    return torch.from_numpy(rows).gather(1, places), values
-
-
-def _gather(gram: Matrix, near: torch.Tensor) -> torch.Tensor:
-    """gram[near, near] of each row of `near`, (n_rows × k × k) float32."""
-    left, right = near[:, :, None], near[:, None, :]
-    if isinstance(gram, np.ndarray):
-        return torch.from_numpy(gram)[left, right]
-    n, k = near.shape
-    shape = (n, k, k)
-    rows, columns = (np.broadcast_to(i.numpy(), shape).ravel() for i in (left, right))
-    return torch.from_numpy(np.asarray(gram[rows, columns], np.float32).reshape(shape))
 
 
 def _assemble(

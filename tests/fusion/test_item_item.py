@@ -2,15 +2,17 @@
 
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
 import scipy.sparse as sp
+import torch
 
-from kgrank.fusion import evidence, item_item
+from kgrank.fusion import evidence, item_item, local_ridge
 from kgrank.fusion.evidence import Evidence, ItemFeatures
 from kgrank.fusion.history import Histories
-from kgrank.fusion.item_item import Matrix, Moments, Ridge, product, shared_features
+from kgrank.fusion.item_item import Moments, Ridge, product, side_rows
 
 N = 8
 Dense = npt.NDArray[np.float64]
@@ -28,12 +30,11 @@ def gram_of(rows: sp.csr_matrix) -> Dense:
 
 
 def side(seed: int) -> sp.csr_matrix:
-    """Side rows' Gram matrix F · Fᵀ; float32."""
-    features = sp.random(N, 5, 0.4, "csr", np.float32, np.random.default_rng(seed))
-    return (features @ features.T).tocsr()
+    """Side rows, items × 5 features."""
+    return sp.random(N, 5, 0.4, "csr", np.float32, np.random.default_rng(seed))
 
 
-def linear(rows: sp.csr_matrix, words: Matrix | None = None) -> Moments:
+def linear(rows: sp.csr_matrix, words: sp.csr_matrix | None = None) -> Moments:
     gram = product(rows, rows)
     return Moments(gram, gram, None, words)
 
@@ -71,23 +72,23 @@ def test_dropout_adds_its_share_of_the_diagonal() -> None:
 
 
 def test_side_rows_count_as_rows_of_further_users() -> None:
-    rows, words, entities = chosen(), side(1).toarray(), side(2).toarray()
+    rows, words, entities = chosen(), side(1), side(2)
     gram = product(rows, rows)
     moments = Moments(gram, gram, entities, words)
     found = moments.weights(Ridge(5.0, entities=2.0, words=3.0), neighbors=100).toarray()
-    whole = gram_of(rows) + 2.0 * entities + 3.0 * words
+    whole = gram_of(rows) + 2.0 * gram_of(entities.T) + 3.0 * gram_of(words.T)
     assert found == pytest.approx(ease(whole, np.full(N, 5.0)), abs=1e-5)
     assert moments.gram == pytest.approx(gram_of(rows))  # the moments serve the next ridge too
 
 
 def test_directed_weights_are_the_regression_on_what_came_next() -> None:
     """(HᵀH + λI + S)⁻¹ (HᵀY + S), with and without side rows S."""
-    before, after, words = chosen(1), chosen(2), side(3).toarray()
+    before, after, words = chosen(1), chosen(2), side(3)
     moments = Moments(product(before, before), product(before, after), None, words)
     assert moments.directed
     for weight in (0.0, 4.0):
-        left = gram_of(before) + 3.0 * np.eye(N) + weight * words
-        right = (before.T @ after).toarray() + weight * words
+        left = gram_of(before) + 3.0 * np.eye(N) + weight * gram_of(words.T)
+        right = (before.T @ after).toarray() + weight * gram_of(words.T)
         found = moments.weights(Ridge(3.0, words=weight), neighbors=100).toarray()
         assert found == pytest.approx(np.linalg.solve(left, right), abs=1e-5)
 
@@ -104,11 +105,7 @@ def test_exact_weights_keep_the_largest_of_each_column() -> None:
         assert found[kept, column] == pytest.approx(whole[kept, column], abs=1e-5)
 
 
-@pytest.mark.parametrize("dense_items", [1_000, 0], ids=["dense", "sparse"])
-def test_local_ridge_over_all_neighbours_is_exact(
-    monkeypatch: pytest.MonkeyPatch, dense_items: int
-) -> None:
-    monkeypatch.setattr(item_item, "DENSE_ITEMS", dense_items)
+def test_local_ridge_over_all_neighbours_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
     rows = chosen()
     gram = gram_of(rows)
@@ -129,36 +126,12 @@ def test_one_neighbour_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == pytest.approx(np.array([[0, 2 / 4, 1 / 4], [2 / 3, 0, 0], [0, 0, 0]]), abs=1e-6)
 
 
-@pytest.mark.parametrize("directed", [False, True], ids=["linear", "directed"])
-def test_a_local_column_is_the_ridge_on_its_strongest_neighbours(
-    monkeypatch: pytest.MonkeyPatch, directed: bool
-) -> None:
-    """Three of the others; a directed column may take the item itself."""
-    monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
-    rows = sp.random(60, N, 0.5, "csr", np.float32, np.random.default_rng(5))  # no ties
-    gram = product(rows, rows)
-    cross = product(rows, chosen(2)) if directed else gram
-    found = Moments(gram, cross, None, None).weights(Ridge(2.0), neighbors=3).toarray()
-    for column in range(N):
-        wanted = cross[:, column].copy()
-        if not directed:
-            wanted[column] = 0.0
-        near = np.sort(np.argsort(-wanted)[:3])
-        expected = np.linalg.solve(gram[np.ix_(near, near)] + 2.0 * np.eye(3), wanted[near])
-        assert np.flatnonzero(found[:, column]).tolist() == near.tolist()
-        assert found[near, column] == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize("dense_items", [1_000, 0], ids=["dense", "sparse"])
-def test_an_item_that_shares_nothing_is_no_neighbour(
-    monkeypatch: pytest.MonkeyPatch, dense_items: int
-) -> None:
+def test_an_item_that_shares_nothing_is_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
     """Users choose {0, 1} and {1, 2}; λ = 1; nobody chooses item 3.
 
     Column 0 is solved over item 1 alone: 1 / (2 + 1), though 1 and 2 have a user in common.
     Column 1 is solved over 0 and 2, which have none: 1 / (1 + 1) each.
     """
-    monkeypatch.setattr(item_item, "DENSE_ITEMS", dense_items)
     monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
     rows = sp.csr_matrix(np.array([[1, 1, 0, 0], [0, 1, 1, 0]], np.float32))
     found = linear(rows).weights(Ridge(1.0), neighbors=3).toarray()
@@ -166,8 +139,17 @@ def test_an_item_that_shares_nothing_is_no_neighbour(
     assert found == pytest.approx(np.array(expected), abs=1e-6)
 
 
-def shop(n_items: int = 30) -> Evidence:
-    """40 users with up to 12 events, item 29 without any; word and entity rows for every item."""
+def test_of_equal_neighbours_the_first_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every user chooses all of six items: of the other five, the three lowest numbers."""
+    monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
+    rows = sp.csr_matrix(np.ones((2, 6), np.float32))
+    found = linear(rows).weights(Ridge(1.0), neighbors=3).toarray()
+    near = [np.flatnonzero(column).tolist() for column in found.T]
+    assert near == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
+
+
+def shop(n_items: int) -> Evidence:
+    """40 users with up to 12 events, the last item without any; word and entity rows."""
     rng = np.random.default_rng(7)
     users = np.repeat(np.arange(40), 12)
     histories = Histories.from_arrays(
@@ -180,27 +162,69 @@ def shop(n_items: int = 30) -> Evidence:
         n_items=n_items,
     )
     words, entities = (
-        sp.random(n_items, 15, 0.2, "csr", np.float32, np.random.default_rng(s)) for s in (8, 9)
+        sp.random(n_items, n_items // 2, 3 / n_items, "csr", np.float32, np.random.default_rng(s))
+        for s in (8, 9)
     )
+    words.data -= 0.3  # a side row may say that two items differ
     return Evidence(histories, ItemFeatures(words, entities, None))
 
 
+@pytest.mark.parametrize("n_items", [30, 700], ids=["long rows", "short rows"])
 @pytest.mark.parametrize("directed", [False, True], ids=["linear", "directed"])
-def test_dense_and_sparse_moments_give_the_same_weights(
-    monkeypatch: pytest.MonkeyPatch, directed: bool
+def test_a_local_column_is_the_ridge_on_its_strongest_neighbours(
+    monkeypatch: pytest.MonkeyPatch, directed: bool, n_items: int
 ) -> None:
+    """Ten items with the largest entries > 0; a directed column may take the item itself."""
     monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
-    found: list[Any] = []
-    for dense_items in (1_000, 0):
-        for module in (item_item, evidence):
-            monkeypatch.setattr(module, "DENSE_ITEMS", dense_items)
-        made = shop()
-        moments = made.directed_moments(0.5) if directed else made.linear_moments()
-        assert sp.issparse(moments.gram) == (dense_items == 0)
-        assert moments.directed == directed
-        found.append(moments.weights(Ridge(5.0, 0.1, 2.0, 3.0), neighbors=10).toarray())
-    assert np.count_nonzero(found[0]) > 100
-    assert found[1] == pytest.approx(found[0], abs=1e-5)
+    made = shop(n_items)
+    moments = made.directed_moments(0.5) if directed else made.linear_moments()
+    assert moments.directed == directed
+    found = moments.weights(Ridge(5.0, 0.1, 2.0, 3.0), neighbors=10).toarray()
+    shared = 2.0 * gram_of(made.features.entities.T) + 3.0 * gram_of(made.features.words.T)
+    gram, cross = moments.gram.toarray() + shared, moments.cross.toarray() + shared
+    if not directed:
+        np.fill_diagonal(cross, 0.0)
+    left = gram + np.diag(5.0 + 0.1 * np.diag(gram))
+    expected = np.zeros_like(gram)
+    for column in range(n_items):
+        near = np.argsort(-cross[:, column].astype(np.float32), kind="stable")[:10]
+        near = near[cross[near, column] > 1e-6]
+        expected[near, column] = np.linalg.solve(left[np.ix_(near, near)], cross[near, column])
+    assert np.count_nonzero(expected, axis=0).max() == 10
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_a_system_without_one_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three items bought by the same four users, and no penalty: the pivots are 4 and 4 - 2²."""
+    monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
+    moments = linear(sp.csr_matrix(np.ones((4, 3), np.float32)))
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+        moments.weights(Ridge(0.0), neighbors=2)
+
+
+def test_neither_blocks_nor_threads_change_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
+    moments = shop(100).directed_moments(0.5)
+    at_once = moments.weights(Ridge(5.0, words=2.0), neighbors=10)
+    monkeypatch.setattr(local_ridge, "BLOCK", 200)  # three systems
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    in_blocks = moments.weights(Ridge(5.0, words=2.0), neighbors=10)
+    assert in_blocks.nnz > 900
+    assert (in_blocks != at_once).nnz == 0
+
+
+def test_compiled_loops_need_no_folder_to_write_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where numba finds none for its cache, it compiles in memory."""
+    njit = numba.njit
+
+    def without_cache(**options: Any) -> Any:
+        if options.pop("cache", False):
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(numba, "njit", without_cache)
+    doubled = local_ridge._compiled(lambda x: 2 * x)
+    assert doubled(3) == 6
 
 
 @pytest.mark.parametrize("exact_items", [100, 0], ids=["exact", "local"])
@@ -213,21 +237,21 @@ def test_shared_words_give_a_product_nobody_bought_its_weights(
     dense[:, 7] = 0.0
     words = np.eye(N, dtype=np.float32)
     words[7] = words[0]
-    moments = linear(sp.csr_matrix(dense), words @ words.T)
+    moments = linear(sp.csr_matrix(dense), sp.csr_matrix(words))
     assert not moments.weights(Ridge(5.0), neighbors=7).toarray()[:, 7].any()
     column = moments.weights(Ridge(5.0, words=3.0), neighbors=7).toarray()[:, 7]
     assert column.argmax() == 0
     assert column[0] > 0.1
 
 
-@pytest.mark.parametrize("dense_items", [1_000, 0], ids=["dense", "sparse"])
-def test_products_are_worked_out_in_blocks(
-    monkeypatch: pytest.MonkeyPatch, dense_items: int
+@pytest.mark.parametrize("exact_items", [100, 0], ids=["small", "larger"])
+def test_products_are_dense_for_a_small_catalogue_alone(
+    monkeypatch: pytest.MonkeyPatch, exact_items: int
 ) -> None:
-    monkeypatch.setattr(item_item, "DENSE_ITEMS", dense_items)
+    monkeypatch.setattr(item_item, "EXACT_ITEMS", exact_items)
     left, right = chosen(1), chosen(2)
-    found = product(left, right, block=3)
-    assert sp.issparse(found) == (dense_items == 0)
+    found = product(left, right)
+    assert sp.issparse(found) == (exact_items == 0)
     assert found.dtype == np.float32
     assert sp.csr_matrix(found).toarray().tolist() == (left.T @ right).toarray().tolist()
 
@@ -235,14 +259,12 @@ def test_products_are_worked_out_in_blocks(
 def test_a_large_catalogue_shares_rare_words_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first word is in three items, the second in two: with RARE = 2 only it links."""
     words = sp.csr_matrix(np.array([[1, 0], [1, 2], [1, 3]], np.float32))
-    assert shared_features(words).tolist() == [[1, 1, 1], [1, 5, 7], [1, 7, 10]]
-    monkeypatch.setattr(item_item, "DENSE_ITEMS", 2)
+    assert side_rows(words).toarray().tolist() == [[1, 0], [1, 2], [1, 3]]
+    monkeypatch.setattr(item_item, "LARGE_ITEMS", 2)
     monkeypatch.setattr(item_item, "RARE", 2)
-    assert sp.csr_matrix(shared_features(words)).toarray().tolist() == [
-        [0, 0, 0],
-        [0, 4, 6],
-        [0, 6, 9],
-    ]
+    assert side_rows(words).toarray().tolist() == [[0], [2], [3]]
+    monkeypatch.setattr(item_item, "RARE", 1)
+    assert side_rows(words) is None
 
 
 def one_user(items: list[int], n_items: int) -> Evidence:
@@ -284,8 +306,6 @@ def test_the_moments_of_a_large_catalogue_see_the_last_events(
     """With RECENT = 2, item 0 stands too far back."""
     monkeypatch.setattr(evidence, "RECENT", 2)
     assert one_user([0, 1, 2], 3).linear_moments().gram[0, 0] == 1.0
-    monkeypatch.setattr(evidence, "DENSE_ITEMS", 2)
-    monkeypatch.setattr(item_item, "DENSE_ITEMS", 2)
+    monkeypatch.setattr(evidence, "LARGE_ITEMS", 2)
     gram = one_user([0, 1, 2], 3).linear_moments().gram
-    assert sp.issparse(gram)
-    assert sp.csr_matrix(gram).toarray().tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 1]]
+    assert gram.tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 1]]
