@@ -19,6 +19,8 @@ from kgrank.fusion.history import Decay
 
 Floats = npt.NDArray[np.float32]
 
+CELLS = 4_000_000  # users × items, or × features, worked out dense at a time
+
 
 @dataclass(frozen=True, eq=False)
 class ItemItem:
@@ -47,16 +49,23 @@ class SparseFeatures:
     values: sp.csr_matrix
 
     def scores(self, history: sp.csr_matrix) -> torch.Tensor:
-        """Σ_h w(h) · v(h, i), (n × n_items) float32."""
-        return torch.from_numpy((history @ self.values @ self._turned).toarray())
+        """Σ_h w(h) · v(h, i), (n × n_items) float32.
 
-    def scaled(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, Floats]:
-        """The scores, (n × n_items) float32 CSR, over their sizes; and the sizes, (n) float32."""
-        return _scaled(history @ self.values @ self._turned)
+        A few words reach much of a catalogue, so F · (history F)ᵀ is worked out dense.
+        """
+        profiles = history @ self.values  # (n × n_features)
+        scores = torch.empty(history.shape)
+        step = max(1, CELLS // max(self.values.shape))
+        for start in range(0, len(scores), step):
+            some = profiles[start : start + step].T.toarray(order="C")
+            scores[start : start + step] = torch.from_numpy(self.values @ some).T
+        return scores
 
-    @cached_property
-    def _turned(self) -> sp.csr_matrix:
-        return self.values.T.tocsr()
+    def scaled(self, history: sp.csr_matrix) -> tuple[torch.Tensor, Floats]:
+        """The scores, (n × n_items) float32, over their sizes; and the sizes, (n) float32."""
+        scores = self.scores(history)
+        size = sizes(scores)
+        return scores.div_(size), size[:, 0].numpy()
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""

@@ -178,22 +178,22 @@ class FusedModel:
 class _GatedItems:
     """The items as one head sees them, ready for one matrix product with any number of users.
 
-        scores = [u_1 / size_1 | u_2 / size_2 | … | 1] · [g_1 V_1 | g_2 V_2 | … | bias]ᵀ + sparse
+        scores = [u_1 / size_1 | u_2 / size_2 | … | 1] · [g_1 V_1 | g_2 V_2 | … | bias]ᵀ + others
 
     Attributes:
         channels: the dense channels with a gate, in the order of their columns.
         dense: (n_items × (their dims + 1)) float32 on the device of their vectors.
-        sparse: the other channels with a gate, each with g_c(i), (n_items) float32.
+        others: the other channels with a gate, each with g_c(i), (n_items) float32.
     """
 
     channels: tuple[tuple[Channel, DenseFeatures], ...]
     dense: torch.Tensor
-    sparse: tuple[tuple[Channel, ItemItem | SparseFeatures, npt.NDArray[np.float32]], ...]
+    others: tuple[tuple[Channel, ItemItem | SparseFeatures, npt.NDArray[np.float32]], ...]
 
     @classmethod
     def of(cls, model: FusedModel, head: Head) -> _GatedItems:
         weights = model.heads[head]
-        channels, columns, sparse = [], [], []
+        channels, columns, others = [], [], []
         bias = torch.from_numpy(weights.bias(model.side))[:, None]
         for channel, gate in zip(model.channels, weights.gates(model.side), strict=True):
             form = channel.form
@@ -204,10 +204,10 @@ class _GatedItems:
                 channels.append((channel, form))
                 columns.append(form.values * scale[:, None])
             else:
-                sparse.append((channel, form, gate))
+                others.append((channel, form, gate))
         device = columns[0].device if columns else bias.device
         dense = torch.cat([*columns, bias.to(device)], dim=1)
-        return cls(tuple(channels), dense, tuple(sparse))
+        return cls(tuple(channels), dense, tuple(others))
 
     def scores(
         self, histories: Histories, spans: Spans, out: torch.Tensor, *, bias: bool = True
@@ -219,11 +219,17 @@ class _GatedItems:
         ]
         last = torch.full((len(spans), 1), float(bias), device=out.device)
         torch.mm(torch.cat([*columns, last], dim=1), self.dense.T, out=out)
-        step = max(1, CELLS // 8 // out.shape[1])  # an entry takes some 40 bytes, a score 4
-        for channel, form, gate in self.sparse:
+        step = max(1, CELLS // 8 // out.shape[1])  # a sparse entry takes some 40 bytes, a score 4
+        for channel, form, gate in self.others:
             for start in range(0, len(spans), step):
                 part = histories.weights(spans[start : start + step], channel.decay)
-                _add(out[start : start + step], form.scaled(part)[0], gate)
+                rows = form.scaled(part)[0]
+                some = out[start : start + step]
+                if isinstance(rows, torch.Tensor):
+                    device = out.device
+                    some.addcmul_(rows.to(device), torch.from_numpy(gate).to(device))
+                else:
+                    _add(some, rows, gate)
         return out
 
 
