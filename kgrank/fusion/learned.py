@@ -139,6 +139,7 @@ class Learner:
             stop_after=epochs,
         )
         trained = loop.run()
+        encoder.draw(None)
         with torch.no_grad():
             sources, targets = encoder()
         return DenseFeatures(targets.cpu(), sources.cpu()), trained
@@ -253,6 +254,7 @@ class NextItemTask:
 
     def batches(self, epoch: int) -> Sequence[Rows]:
         """The moments of an epoch, MOMENTS a user at most, in random order."""
+        self.module.encoder.draw(epoch)
         return _Epoch(self, epoch)
 
     def loss(self, batch: Rows, share: slice) -> Tensor:

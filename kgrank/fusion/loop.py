@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -140,8 +140,12 @@ class Loop(Generic[Batch]):
         Raises:
             ModelError: a loss or gradient is not finite; the message names step and batch.
         """
-        with _processes():
-            return self._run()
+        try:
+            with _processes():
+                return self._run()
+        finally:
+            for sink in self.sinks:
+                sink.close()
 
     def _run(self) -> Trained:
         start, saved = time.monotonic(), time.monotonic()
@@ -173,6 +177,8 @@ class Loop(Generic[Batch]):
             self.task.module.load_state_dict(self.best)
         if self.folder is not None and _rank() == 0:
             (self.folder / _CHECKPOINT).unlink(missing_ok=True)
+            with suppress(OSError):  # something else lies there
+                self.folder.rmdir()
         best = 1 + max(range(len(state.valid)), key=lambda e: state.valid[e]) if state.valid else 0
         steps = state.epoch * (len(batches) if state.epoch > first else 0)
         seconds = time.monotonic() - start

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from kgrank.kg.propagation import Adjacency, LightConv, propagate
+from kgrank.kg.propagation import Adjacency, LightConv, propagate, sampled
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -31,6 +31,8 @@ EncoderName = Literal["light", "rgcn", "gatv2", "hgt"]
 
 INITIAL = 0.05  # standard deviation of new parameters
 HOP = 0.1  # what a behaviour's neighbourhood weighs at the start
+WALKED_EDGES = 4_000_000  # behaviours beyond which each epoch walks a sample of them
+FANOUT = 30  # events a user and kind in such a sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +168,9 @@ class GraphEncoder(nn.Module):
             nn.functional.normalize(self.target * self.met + shared, dim=1),
         )
 
+    def draw(self, epoch: int | None) -> None:
+        """Choose the behaviours that are walked in this epoch; all of them if None."""
+
     def to_device(self, device: str) -> GraphEncoder:
         """The encoder with its edges on `device`."""
         self._words = self._words.to(device)
@@ -200,7 +205,9 @@ class LightEncoder(GraphEncoder):
         self.hop = nn.Parameter(torch.full((hops, len(graph.behaviours), dim), HOP))
         self._known = Adjacency.of(graph.known)
         self._fact = torch.from_numpy(graph.relations), torch.from_numpy(graph.tails)
-        self._behaviours = [Adjacency.of(_symmetric(m)) for m in graph.behaviours.values()]
+        self._all = [_symmetric(matrix) for matrix in graph.behaviours.values()]
+        self._sampled = hops > 0 and sum(matrix.nnz for matrix in self._all) > WALKED_EDGES
+        self._behaviours = [Adjacency.of(matrix) for matrix in self._all]
         self._step = LightConv()
 
     def facts(self) -> Tensor:
@@ -222,6 +229,15 @@ class LightEncoder(GraphEncoder):
             )
             near = near + step
         return near
+
+    def draw(self, epoch: int | None) -> None:
+        """Walk FANOUT events of each user at most in this epoch, where there are many events."""
+        if self._sampled:
+            matrices = self._all
+            if epoch is not None:
+                matrices = [sampled(matrix, FANOUT, epoch) for matrix in matrices]
+            at = self.met.device
+            self._behaviours = [Adjacency.of(matrix).to(at) for matrix in matrices]
 
     def to_device(self, device: str) -> GraphEncoder:
         """The encoder with its edges on `device`."""

@@ -182,6 +182,12 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="A setting; may be repeated."),
     ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where the learned channel is trained.")
+    ] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint of a training cut short.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fit a bundle on the train and valid rows, and make it the current one of a models folder."""
@@ -195,7 +201,14 @@ def train(
             from kgrank.serving.training import train as fit
 
             config = read_config(source, sets or ())
-            bundle = fit(read_tables(source, config.tables), config, progress=progress)
+            bundle = fit(
+                read_tables(source, config.tables),
+                config,
+                progress=progress,
+                device=device,
+                checkpoints=out / ".training",
+                resume=resume,
+            )
         folder = str(bundle.save(out))
     if as_json:
         print_json({"bundle": folder, **bundle.facts})

@@ -1,0 +1,158 @@
+"""The learned channel: it finds what is planted, and its loss is the one that is written down."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+from kgrank.fusion import learned
+from kgrank.fusion.channels import DenseFeatures
+from kgrank.fusion.evidence import Evidence, numbered
+from kgrank.fusion.history import Histories
+from kgrank.fusion.learned import Learner, NextItems, NextItemTask, leading
+from kgrank.fusion.queries import Queries
+from kgrank.fusion.settings import FitSettings, LearnSettings
+from kgrank.fusion.training import valid_queries
+from kgrank.kg.building import GraphSettings
+from kgrank.kg.gnn import GraphInput, graph_encoder
+from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.tables import checked_tables
+from kgrank.kg.vocabulary import Vocabulary
+
+
+def world(events: pd.DataFrame) -> tuple[Histories, Queries, KnowledgeGraph]:
+    """Train histories, valid queries and the graph of an events table."""
+    tables = checked_tables({"events": events})
+    users = Vocabulary.from_ids(events["user_id"].drop_duplicates())
+    items = Vocabulary.from_ids(tables.items["item_id"])
+    histories, splits = numbered(tables.events, users, items)
+    queries = valid_queries(histories, splits, FitSettings())
+    return histories.where(splits == 0), queries, KnowledgeGraph.from_tables(tables)
+
+
+def task_of(histories: Histories, queries: Queries, graph: KnowledgeGraph) -> NextItemTask:
+    words = sp.csr_matrix((histories.n_items, 0), dtype=np.float32)
+    known = GraphInput.of(graph.to_pyg(), histories.by_kind(), words)
+    torch.manual_seed(0)
+    module = NextItems(graph_encoder("light", known, 8, 0), 50, 1, power=0.5)
+    return NextItemTask(
+        module, histories, ordered=True, judged=queries, batch=64, seed=0, device="cpu"
+    )
+
+
+def test_order_is_learned(step_events: pd.DataFrame) -> None:
+    histories, queries, graph = world(step_events)
+    learner = Learner(
+        graph.to_pyg(),
+        GraphSettings(dim=16, hops=0),
+        LearnSettings(epochs=12, batch=64, rate=0.02, patience=12),
+    )
+    start = sp.identity(histories.n_items, np.float32, format="csr")
+    form, trained = learner.learn(
+        Evidence.of_events(histories), start, ordered=True, queries=queries
+    )
+    scores = form.scores(sp.identity(histories.n_items, np.float32, format="csr"))
+    numbers = {int(i[1:]): n for n, i in enumerate(graph.items.ids())}
+    follows = [int(scores[numbers[n]].argmax()) == numbers[(n + 1) % 20] for n in range(0, 20)]
+    assert sum(follows) >= 18
+    assert max(trained.valid) > 0.8
+
+
+def test_the_loss_is_the_softmax_of_the_cosines(even_events: pd.DataFrame) -> None:
+    task = task_of(*world(even_events))
+    batch = task.batches(0)[0]
+    loss = task.loss(batch, slice(None))
+    sources, targets = (vectors.detach() for vectors in task.module.encoder())
+    total = 0.0
+    for row in range(len(batch.history)):
+        events = batch.history[row][batch.weights[row]]
+        ages = np.arange(1, len(events) + 1) ** -0.5
+        user = (torch.from_numpy(ages).float()[:, None] * sources[events]).sum(0)
+        logits = torch.nn.functional.normalize(user, dim=0) @ targets.T / 0.1
+        wanted = batch.targets[row][batch.real[row]]
+        total += float(-logits.log_softmax(0)[wanted].mean())
+    assert float(loss.detach()) == pytest.approx(total / len(batch.history), rel=1e-5)
+
+
+def test_chunks_change_neither_loss_nor_gradients(
+    even_events: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for cells in (10**9, 60):
+        monkeypatch.setattr(learned, "CHUNK", cells)
+        task = task_of(*world(even_events))
+        loss = task.loss(task.batches(0)[0], slice(None))
+        loss.backward()
+        found.append((float(loss.detach()), [p.grad for p in task.module.parameters()]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for whole, chunked in zip(found[0][1], found[1][1], strict=True):
+        if whole is not None and chunked is not None:
+            assert torch.allclose(whole, chunked, atol=1e-5)
+
+
+def test_shares_of_a_batch_add_up(even_events: pd.DataFrame) -> None:
+    task = task_of(*world(even_events))
+    batch = task.batches(0)[0]
+    parts = [float(task.loss(batch, slice(rank, None, 2)).detach()) for rank in (0, 1)]
+    assert sum(parts) == pytest.approx(float(task.loss(batch, slice(None)).detach()), rel=1e-5)
+
+
+def test_sampled_negatives_estimate_the_full_softmax(
+    even_events: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = task_of(*world(even_events))
+    expected = float(full.loss(full.batches(0)[0], slice(None)).detach())
+    monkeypatch.setattr(learned, "FULL_SOFTMAX", 5)
+    monkeypatch.setattr(learned, "NEGATIVES", 12)
+    sampled = task_of(*world(even_events))
+    assert 0 < sampled.inclusion.min() < sampled.inclusion.max() <= 1
+    batch = sampled.batches(0)[0]
+    assert batch.negatives is not None
+    assert len(batch.negatives) < 20
+    losses = []
+    for seed in range(300):
+        drawn = np.random.default_rng(seed).random(20) < sampled.inclusion
+        batch = type(batch)(**{**vars(batch), "negatives": np.flatnonzero(drawn)})
+        losses.append(float(sampled.loss(batch, slice(None)).detach()))
+    assert np.mean(losses) == pytest.approx(expected, rel=0.05)
+
+
+def test_leading_vectors_rebuild_weights_of_low_rank_with_fixed_signs() -> None:
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((30, 4)), rng.standard_normal((30, 4))
+    weights = sp.csr_matrix((left @ right.T).astype(np.float32))
+    sources, targets = leading(weights, 4, seed=0)
+    assert np.allclose(sources @ targets.T, weights.toarray(), atol=1e-3)
+    largest = targets[np.abs(targets).argmax(axis=0), np.arange(4)]
+    assert (largest > 0).all()
+    again = leading(weights, 4, seed=5)
+    assert np.allclose(again[1], targets, atol=1e-2)
+
+
+def test_without_order_every_epoch_draws_other_histories(even_events: pd.DataFrame) -> None:
+    histories, queries, graph = world(even_events)
+    task = task_of(histories, queries, graph)
+    unordered = NextItemTask(
+        task.module, histories, ordered=False, judged=queries, batch=64, seed=0, device="cpu"
+    )
+    first, second = (unordered.batches(epoch)[0] for epoch in (0, 1))
+    assert not np.array_equal(first.history, second.history)
+    again = unordered.batches(0)[0]
+    assert np.array_equal(first.history, again.history)
+    for row in range(len(first.history)):
+        seen = set(first.history[row][first.weights[row]])
+        assert not seen & set(first.targets[row][first.real[row]])
+
+
+def test_the_channel_scores_with_sources_for_what_was_met() -> None:
+    sources, targets = (
+        torch.tensor([[1.0, 0.0], [0.0, 2.0]]),
+        torch.tensor([[3.0, 1.0], [0.5, 4.0]]),
+    )
+    form = DenseFeatures(targets, sources)
+    history = sp.csr_matrix(np.array([[1.0, 0.5]], np.float32))
+    assert form.scores(history).tolist() == [[4.0, 4.5]]  # (1, 1) · (3, 1) and · (0.5, 4)
+    assert form.of_events(np.array([0, 1]), 1).tolist() == [0.5, 8.0]

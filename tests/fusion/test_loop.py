@@ -1,0 +1,222 @@
+"""The training loop: the same weights whatever happens on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kgrank.errors import ModelError
+from kgrank.fusion.loop import Loop, Report, Trained
+from kgrank.fusion.settings import LearnSettings
+
+SETTINGS = LearnSettings(epochs=4, batch=8, rate=0.05, warmup=2, checkpoint_seconds=0.0)
+
+
+class Line:
+    """Fit y = 2x + noise; dropout and the order of the batches are drawn anew each epoch."""
+
+    def __init__(self, valid: Sequence[float] | None = None) -> None:
+        torch.manual_seed(3)
+        self.module = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.randn(40, 3, generator=generator)
+        self.y = 2.0 * self.x[:, :1]
+        self.told = list(valid or [])
+        self.judged: list[dict[str, Tensor]] = []
+
+    def batches(self, epoch: int) -> Sequence[Tensor]:
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(epoch))
+        return order.split(8)
+
+    def loss(self, batch: Tensor, share: slice) -> Tensor:
+        rows = batch[share]
+        missed = self.module(self.x[rows]) - self.y[rows]
+        return torch.as_tensor(missed.square().sum() / len(batch))
+
+    def judge(self) -> float:
+        self.judged.append({n: t.clone() for n, t in self.module.state_dict().items()})
+        if self.told:
+            return self.told[len(self.judged) - 1]
+        return -float((self.module(self.x) - self.y).square().mean())
+
+
+def run(folder: Path | None = None, *, resume: bool = False, report: Report | None = None) -> Line:
+    task = Line()
+    told = report or (lambda stage, done, total: None)
+    Loop(task, SETTINGS, "line", folder=folder, resume=resume, report=told).run()
+    return task
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit() -> None:
+    assert same(run().module, run().module)
+
+
+def test_training_learns() -> None:
+    task = Line()
+    trained = Loop(task, SETTINGS.model_copy(update={"epochs": 30}), "line").run()
+    assert trained.losses[-1] < trained.losses[0] / 2
+    assert trained.steps == 5 * len(trained.losses)
+
+
+@pytest.mark.parametrize("stop", [1, 5, 7, 19])
+def test_a_training_cut_short_ends_with_the_weights_of_one_that_was_not(
+    tmp_path: Path, stop: int
+) -> None:
+    def cut(stage: str, done: int, total: int) -> None:
+        if done > stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", report=cut)
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert same(run(tmp_path / "run", resume=True).module, run().module)
+    assert not (tmp_path / "run").exists()  # nothing is left of it
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_loop import run
+def report(stage, done, total):
+    if done == {stop} and not {resume}:
+        os.kill(os.getpid(), signal.SIGKILL)
+task = run(Path({folder!r}), resume={resume}, report=report)
+print([parameter.sum().item() for parameter in task.module.parameters()])
+"""
+
+
+def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    def started(folder: str, *, stop: int, resume: bool) -> subprocess.CompletedProcess[str]:
+        words = {"here": str(Path(__file__).parent), "folder": str(tmp_path / folder)}
+        code = KILLED.format(**words, stop=stop, resume=resume)
+        return subprocess.run(
+            [sys.executable, "-c", code], check=False, capture_output=True, text=True
+        )
+
+    killed = started("cut", stop=13, resume=False)
+    assert killed.returncode == -signal.SIGKILL
+    whole = started("whole", stop=10**6, resume=False)
+    resumed = started("cut", stop=13, resume=True)
+    assert whole.stdout
+    assert resumed.stdout == whole.stdout, resumed.stderr
+
+
+def test_a_checkpoint_of_another_training_is_not_taken(tmp_path: Path) -> None:
+    def cut(stage: str, done: int, total: int) -> None:
+        if done > 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, report=cut)
+    task = Line()
+    other = SETTINGS.model_copy(update={"rate": 0.01})
+    assert Loop(task, other, "line", folder=tmp_path, resume=True).state.step == 0
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"\x10" * 40)
+    with pytest.raises(ModelError, match=str(path)):
+        run(tmp_path, resume=True)
+
+
+def test_the_weights_that_did_best_on_valid_are_kept_and_training_stops() -> None:
+    task = Line(valid=[0.1, 0.4, 0.3, 0.2, 0.9])
+    settings = LearnSettings(epochs=5, patience=2, rate=0.05, warmup=0)
+    trained = Loop(task, settings, "line").run()
+    assert (trained.best_epoch, trained.valid) == (2, (0.1, 0.4, 0.3, 0.2))
+    best = task.judged[1]
+    assert all(torch.equal(t, best[name]) for name, t in task.module.state_dict().items())
+
+
+def test_a_second_fit_runs_the_epochs_it_is_told_without_judging() -> None:
+    task = Line()
+    trained = Loop(task, SETTINGS, "line", stop_after=3).run()
+    assert (trained.best_epoch, trained.valid, len(trained.losses)) == (3, (), 3)
+    assert not task.judged
+
+
+def test_a_loss_that_is_not_finite_names_step_and_batch() -> None:
+    task = Line()
+    task.y[task.batches(0)[3][0]] = float("nan")
+    with pytest.raises(ModelError, match=r"step 3 \(epoch 0, batch 3\)"):
+        Loop(task, SETTINGS, "line").run()
+
+
+def test_figures_and_progress_are_told() -> None:
+    class Kept:
+        def __init__(self) -> None:
+            self.figures: list[tuple[int, Mapping[str, float]]] = []
+
+        def log(self, step: int, values: Mapping[str, float]) -> None:
+            self.figures.append((step, values))
+
+        def close(self) -> None:
+            self.figures.append((-1, {}))
+
+    kept, told = Kept(), list[tuple[str, int, int]]()
+
+    def report(stage: str, done: int, total: int) -> None:
+        told.append((stage, done, total))
+
+    trained = Loop(Line(), SETTINGS, "line", sinks=[kept], report=report).run()
+    assert told[-1][1:] == (20, 20)
+    assert all(part in told[0][0] for part in ("line: loss ", "rate ", "s left"))
+    assert kept.figures[0][1]["rate"] == pytest.approx(0.05 / 2)  # the first of two warm-up steps
+    valid = [values["valid"] for _, values in kept.figures if "valid" in values]
+    assert valid == list(trained.valid)
+    assert kept.figures[-1][0] == -1
+
+
+SHARED = """
+import sys, torch
+sys.path.insert(0, {here!r})
+from test_loop import Line, SETTINGS
+from kgrank.fusion.loop import Loop
+task = Line()
+task.module[1].p = 0.0
+trained = Loop(task, SETTINGS, "line").run()
+import os
+if os.environ.get("RANK", "0") == "0":
+    torch.save(task.module.state_dict(), {out!r})
+"""
+
+
+def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path) -> None:
+    found = []
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    for number, launcher in enumerate(([], torchrun)):
+        out, script = tmp_path / f"{number}.pt", tmp_path / f"{number}.py"
+        script.write_text(SHARED.format(here=str(Path(__file__).parent), out=str(out)))
+        done = subprocess.run(
+            [sys.executable, *launcher, str(script)],
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(torch.load(out, weights_only=True))
+    for name, alone in found[0].items():
+        assert torch.allclose(found[1][name], alone, atol=1e-5), name
+
+
+def test_what_training_reports_is_whole() -> None:
+    trained = Loop(Line(), SETTINGS, "line").run()
+    assert isinstance(trained, Trained)
+    assert len(trained.valid) == len(trained.losses) == 4
+    assert trained.seconds > 0

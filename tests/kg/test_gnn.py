@@ -1,0 +1,111 @@
+"""Graph encoders: what an item's vector is made of, and that all of it is learned."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+from kgrank.kg import gnn
+from kgrank.kg.gnn import EncoderName, GraphInput, LightEncoder, graph_encoder
+from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.tables import checked_tables
+
+
+@pytest.fixture
+def graph() -> GraphInput:
+    """Four products: a and b of one brand, b and c of one colour, d of a colour of its own.
+
+    Two users met a, b and c; nobody met d.
+    """
+    items = pd.DataFrame(
+        {
+            "item_id": list("abcd"),
+            "title": ["", "", "", ""],
+            "description": "",
+            "brand": ["acme", "acme", "", ""],
+            "colour": ["", "red", "red", "blue"],
+        }
+    )
+    events = pd.DataFrame(
+        {"user_id": ["u", "u", "v", "v"], "item_id": list("abbc"), "event": "click"}
+    )
+    tables = checked_tables({"events": events, "items": items})
+    behaviours = {"click": sp.csr_matrix(np.array([[1, 1, 0, 0], [0, 1, 1, 0]], np.float32))}
+    words = sp.csr_matrix((4, 0), dtype=np.float32)
+    return GraphInput.of(KnowledgeGraph.from_tables(tables).to_pyg(), behaviours, words)
+
+
+def test_facts_are_weighted_by_rarity_and_rows_have_length_one(graph: GraphInput) -> None:
+    known = graph.known.toarray()
+    half = 1 / math.sqrt(2)  # b has two facts that are equally rare
+    of_b = known[1][known[1] > 0]
+    assert of_b == pytest.approx([half, half])
+    assert sorted(known[0][known[0] > 0]) == pytest.approx([1.0])
+    assert not known[3].any()  # a fact of one item alone links it to nothing
+    assert len(np.unique(graph.relations)) == 2
+
+
+def test_what_facts_bring_is_the_sum_over_edges(graph: GraphInput) -> None:
+    encoder = LightEncoder(graph, 8, hops=0)
+    by_edge = torch.from_numpy(graph.known.toarray()) @ encoder.facts()
+    assert torch.allclose(encoder.brought(), by_edge, atol=1e-6)
+
+
+def test_a_step_reaches_the_items_of_the_same_users(graph: GraphInput) -> None:
+    encoder = LightEncoder(graph, 8, hops=1)
+    with torch.no_grad():
+        known = torch.from_numpy(graph.known.toarray()) @ encoder.facts()
+        near = encoder.brought() - known
+        met = encoder.base() + known
+    x = graph.behaviours["click"].toarray()
+    scaled = x / np.sqrt(x.sum(1, keepdims=True)) / np.sqrt(np.maximum(x.sum(0), 1))
+    expected = gnn.HOP * torch.from_numpy(scaled.T @ scaled).float() @ met
+    assert torch.allclose(near, expected, atol=1e-5)
+    assert not bool(near[3].any())  # nobody met d
+
+
+def test_a_product_nobody_met_is_what_its_facts_say(graph: GraphInput) -> None:
+    encoder = LightEncoder(graph, 8, hops=0)
+    encoder.met[2] = 0.0  # as if nobody had met c, which is red
+    sources, targets = encoder()
+    facts = torch.nn.functional.normalize(encoder.brought(), dim=1)
+    assert torch.allclose(targets[2], facts[2], atol=1e-6)
+    assert torch.equal(sources[2], targets[2])
+    assert not targets[3].any()  # d has neither users nor facts it shares
+
+
+@pytest.mark.parametrize("name", get_args(EncoderName))
+def test_every_part_is_learned_and_vectors_have_length_one(
+    graph: GraphInput, name: EncoderName
+) -> None:
+    torch.manual_seed(0)
+    encoder = graph_encoder(name, graph, 8, 1)
+    sources, targets = encoder()
+    assert torch.allclose(targets[:3].norm(dim=1), torch.ones(3), atol=1e-5)
+    (sources * torch.randn(4, 8)).sum().backward(retain_graph=True)
+    (targets * torch.randn(4, 8)).sum().backward()
+    for part, parameter in encoder.named_parameters():
+        if parameter.numel() and not part.startswith(("layers", "kind", "tables")):
+            assert parameter.grad is not None, part
+            assert bool(parameter.grad.any()), part
+    if name != "light":
+        assert any(p.grad is not None and bool(p.grad.any()) for p in encoder.layers.parameters())
+
+
+def test_an_epoch_of_a_large_graph_walks_a_sample_and_the_end_all(
+    graph: GraphInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gnn, "WALKED_EDGES", 2)
+    monkeypatch.setattr(gnn, "FANOUT", 1)
+    encoder = LightEncoder(graph, 8, hops=1)
+    whole = encoder.brought()
+    encoder.draw(0)
+    assert len(encoder._behaviours[0].forward.columns) == 2  # one event of each user
+    encoder.draw(None)
+    assert torch.equal(encoder.brought(), whole)
