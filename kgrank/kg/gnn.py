@@ -308,21 +308,24 @@ class MessageEncoder(GraphEncoder):
         for kind in self._types:
             starts[kind], total = total, total + len(nodes[kind])
         x = torch.cat([nodes[kind] for kind in self._types])
-        index = torch.cat(
-            [
-                self._edges[kind] + torch.tensor([[starts[kind[0]]], [starts[kind[2]]]])
-                for kind in self._edge_types
-            ],
-            dim=1,
-        )
-        lengths = torch.tensor([self._edges[kind].shape[1] for kind in self._edge_types])
-        kinds = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        parts, kinds = [], []
+        for number, (head, relation, tail) in enumerate(self._edge_types):
+            index = self._edges[head, relation, tail]
+            parts.append(index + index.new_tensor([[starts[head]], [starts[tail]]]))
+            kinds.append(index.new_full((index.shape[1],), number))
+        edges, of_kind = torch.cat(parts, dim=1), torch.cat(kinds)
         for layer in self.layers:
-            edge = kinds if self.name == "rgcn" else self.kind[kinds]
-            x = x + nn.functional.relu(layer(x, index, edge))
+            said = of_kind if self.name == "rgcn" else self.kind[of_kind]
+            x = x + nn.functional.relu(layer(x, edges, said))
         place = starts["item"]
         brought: Tensor = x[place : place + len(items)] - items
         return brought
+
+    def to_device(self, device: str) -> GraphEncoder:
+        """The encoder with its edges on `device`."""
+        self._edges = {kind: index.to(device) for kind, index in self._edges.items()}
+        self._met_items = self._met_items.to(device)
+        return super().to_device(device)
 
     def _heterogeneous(self, nodes: dict[str, Tensor]) -> Tensor:
         items = nodes["item"]
