@@ -204,7 +204,7 @@ def softmax_regression(
 
     The gates' floor at 0 is left out while fitting, so that the loss is convex.
     """
-    design = _design(candidates, side)  # (n_queries, n_candidates, n_parameters)
+    design = _design(candidates, side)  # (n_parameters, n_queries · n_candidates)
     n = len(start.weight)
     share = candidates.relevant.float()
     share /= share.sum(1, keepdim=True).clamp(min=1.0) * max(len(candidates), 1)
@@ -213,10 +213,10 @@ def softmax_regression(
     optimizer = torch.optim.LBFGS([vector], max_iter=steps, line_search_fn="strong_wolfe")
 
     def loss() -> float:
-        scores = (design @ vector).masked_fill_(~candidates.real, -torch.inf)
+        scores = (vector @ design).view_as(share).masked_fill_(~candidates.real, -torch.inf)
         log_total = scores.logsumexp(1, keepdim=True)
         residual = torch.exp(scores - log_total) * of_query - share
-        vector.grad = torch.einsum("qmp,qm->p", design, residual) + 2e-4 * vector
+        vector.grad = design @ residual.flatten() + 2e-4 * vector
         fit = (share * (log_total - scores.masked_fill(~candidates.real, 0.0))).sum()
         return float(fit + 1e-4 * vector.square().sum())
 
@@ -227,14 +227,15 @@ def softmax_regression(
 
 
 def _design(candidates: Candidates, side: ItemSide) -> torch.Tensor:
-    """What each parameter multiplies, (n_queries × n_candidates × n_parameters) float32."""
+    """What each parameter multiplies, (n_parameters × n_queries · n_candidates) float32."""
     popularity, trend, cold = (
-        torch.from_numpy(values)[candidates.items][:, :, None]
+        torch.from_numpy(values)[candidates.items].flatten()
         for values in (side.popularity, side.trend, side.cold)
     )
-    warm_scores = candidates.scores * ~cold
-    parts = [warm_scores, warm_scores * popularity, candidates.scores * cold, trend * ~cold, cold]
-    return torch.cat([part.float() for part in parts], dim=2)
+    scores = candidates.scores.flatten(0, 1).T
+    warm_scores = scores * ~cold
+    biases = torch.stack([trend * ~cold, cold.float()])
+    return torch.cat([warm_scores, warm_scores * popularity, scores * cold, biases])
 
 
 def coordinate_ascent(
