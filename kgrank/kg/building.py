@@ -67,14 +67,14 @@ class Edges:
 
     Attributes:
         heads, tails: (n_edges,) int32 node numbers.
-        relations: (n_edges,) int16 (int32 before the graph's own numbers are known), a place in
-            the list of relations that goes with them.
+        relations: (n_edges,) uint8 or int16 (int32 before the graph's own numbers are known), a
+            place in the list of relations that goes with them.
         weights: (n_edges,) float32.
         times: (n_edges,) uint32 seconds UTC, 0 where there is no time.
     """
 
     heads: NDArray[np.int32]
-    relations: NDArray[np.signedinteger[Any]]
+    relations: NDArray[np.integer[Any]]
     tails: NDArray[np.int32]
     weights: NDArray[np.float32]
     times: NDArray[np.uint32]

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Edge", "GraphSettings", "GraphStats", "ItemEntityMatrix", "KnowledgeGraph", "Neighbors"]
 
 Direction = Literal["out", "in", "both"]
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +46,14 @@ class Neighbors:
 
     Attributes:
         nodes: (n,) int32, the node at the other end of each.
-        relations: (n,) int16, places in `KnowledgeGraph.relations`.
+        relations: (n,) uint8 or int16, places in `KnowledgeGraph.relations`.
         weights: (n,) float32.
         times: (n,) uint32 seconds UTC, 0 = none.
         edges: (n,) int32 edge numbers.
     """
 
     nodes: NDArray[np.int32]
-    relations: NDArray[np.int16]
+    relations: NDArray[np.integer]
     weights: NDArray[np.float32]
     times: NDArray[np.uint32]
     edges: NDArray[np.int32]
@@ -107,7 +108,7 @@ class KnowledgeGraph:
         reverse_heads    0  1 | 0  0 | 1 | …      reverse_edges[reverse_indptr[v]:…[v + 1]]
 
     An event kind and an attribute may share a name; they are two relations then, told apart by
-    `behaviours`.
+    `behaviours`. Where all weights or all times are the same, their array is a view of one number.
 
     Attributes:
         nodes: types, ids and names.
@@ -116,7 +117,7 @@ class KnowledgeGraph:
         attributes: the attribute columns; an id "brand:X" belongs to the attribute `brand`.
         indptr: (n_nodes + 1,) int32.
         tails: (n_edges,) int32 node numbers.
-        edge_relations: (n_edges,) int16.
+        edge_relations: (n_edges,) uint8, or int16 where there are more than 256 relations.
         weights: (n_edges,) float32.
         times: (n_edges,) uint32 seconds UTC, 0 = none.
         reverse_indptr: (n_nodes + 1,) int32.
@@ -130,7 +131,7 @@ class KnowledgeGraph:
     attributes: tuple[str, ...]
     indptr: NDArray[np.int32]
     tails: NDArray[np.int32]
-    edge_relations: NDArray[np.int16]
+    edge_relations: NDArray[np.integer]
     weights: NDArray[np.float32]
     times: NDArray[np.uint32]
     reverse_indptr: NDArray[np.int32]
@@ -195,6 +196,7 @@ class KnowledgeGraph:
             )
         n = len(nodes)
         edges = sorted_edges(edges, n, behaviours)
+        narrow = np.uint8 if len(relations) <= 256 else np.int16
         indptr = np.zeros(n + 1, dtype=np.int32)
         np.cumsum(np.bincount(edges.heads, minlength=n), dtype=np.int32, out=indptr[1:])
         numbers = np.arange(len(edges), dtype=np.int32)
@@ -206,9 +208,9 @@ class KnowledgeGraph:
             tuple(attributes),
             read_only(indptr),
             read_only(edges.tails),
-            read_only(edges.relations.astype(np.int16, copy=False)),
-            read_only(edges.weights),
-            read_only(edges.times),
+            read_only(edges.relations.astype(narrow, copy=False)),
+            read_only(_held_once(edges.weights)),
+            read_only(_held_once(edges.times)),
             read_only(by_tail.indptr),
             read_only(by_tail.data),
             read_only(by_tail.indices),
@@ -283,12 +285,17 @@ class KnowledgeGraph:
 
     @property
     def bytes_per_edge(self) -> float:
-        """Bytes of the arrays of both directions over edges: 22 and 8 · nodes / edges."""
+        """Bytes of the arrays of both directions over edges: at most 22 and 8 · nodes / edges.
+
+        One less with up to 256 relations, four less where all weights are the same, and four
+        where all times are.
+        """
         arrays = (
             *(self.indptr, self.tails, self.edge_relations, self.weights, self.times),
             *(self.reverse_indptr, self.reverse_edges, self.reverse_heads),
         )
-        return sum(array.nbytes for array in arrays) / max(self.n_edges, 1)
+        held = (array.nbytes if any(array.strides) else array.itemsize for array in arrays)
+        return sum(held) / max(self.n_edges, 1)
 
     def node(self, number: int) -> Node:
         """Type, id and name of a node; raises UnknownIdError if no node has this number."""
@@ -439,6 +446,13 @@ class KnowledgeGraph:
         from kgrank.kg.storage import load
 
         return load(folder)
+
+
+def _held_once(numbers: NDArray[T]) -> NDArray[T]:
+    """The same numbers (n,); in the memory of one where all of them are the same."""
+    if len(numbers) and (numbers == numbers[0]).all():
+        return np.broadcast_to(numbers[:1].copy(), numbers.shape)
+    return numbers
 
 
 def _check_named(settings: GraphSettings, columns: Sequence[str]) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,36 +11,37 @@ from kgrank.kg.tables import Tables
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 
 
+TABLES = Tables(
+    events=pd.DataFrame(
+        {
+            "user_id": ["007", "007", "茶"],
+            "item_id": ["a:b", "a:b", "saw"],
+            "event": "likes",
+            "timestamp": [10.0, 20.0, np.nan],
+            "value": [np.nan, 4.0, np.nan],
+        }
+    ),
+    items=pd.DataFrame(
+        {
+            "item_id": ["saw", "a:b"],
+            "title": ["Hand Saw", ""],
+            "description": "",
+            "brand": ["Stanley", "Stanley|Acme"],
+        }
+    ),
+    users=pd.DataFrame({"user_id": ["茶"]}),
+    triples=pd.DataFrame(
+        [("茶", "likes", "saw", 0.5), ("saw", "goes_with", "a:b", 1.0)],
+        columns=["head", "relation", "tail", "weight"],
+    ),
+    entities=pd.DataFrame({"entity_id": ["Q1"], "name": ["Alone"], "type": ["place"]}),
+    queries=pd.DataFrame(),
+)
+
+
 @pytest.fixture(scope="module")
 def graph():
-    return KnowledgeGraph.from_tables(
-        Tables(
-            events=pd.DataFrame(
-                {
-                    "user_id": ["007", "007", "茶"],
-                    "item_id": ["a:b", "a:b", "saw"],
-                    "event": "likes",
-                    "timestamp": [10.0, 20.0, np.nan],
-                    "value": [np.nan, 4.0, np.nan],
-                }
-            ),
-            items=pd.DataFrame(
-                {
-                    "item_id": ["saw", "a:b"],
-                    "title": ["Hand Saw", ""],
-                    "description": "",
-                    "brand": ["Stanley", "Stanley|Acme"],
-                }
-            ),
-            users=pd.DataFrame({"user_id": ["茶"]}),
-            triples=pd.DataFrame(
-                [("茶", "likes", "saw", 0.5), ("saw", "goes_with", "a:b", 1.0)],
-                columns=["head", "relation", "tail", "weight"],
-            ),
-            entities=pd.DataFrame({"entity_id": ["Q1"], "name": ["Alone"], "type": ["place"]}),
-            queries=pd.DataFrame(),
-        )
-    )
+    return KnowledgeGraph.from_tables(TABLES)
 
 
 EDGES = [
@@ -112,3 +115,12 @@ def test_what_pyg_gets_is_its_own(graph):
     data = graph.to_pyg()
     data["user", "likes", "item"].edge_weight.zero_()
     assert graph.fingerprint() == before
+
+
+def test_weights_and_times_that_are_all_the_same_are_exported_too():
+    plain = TABLES.events[["user_id", "item_id", "event"]]
+    graph = KnowledgeGraph.from_tables(replace(TABLES, events=plain, triples=TABLES.triples[:0]))
+    exported = [data for *_, data in graph.to_networkx().edges(data=True)]
+    assert [(data["weight"], data["time"]) for data in exported] == [(1.0, 0)] * 6
+    store = graph.to_pyg()["user", "likes", "item"]
+    assert (store.edge_weight.tolist(), store.edge_time.tolist()) == ([1.0] * 3, [0] * 3)

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from kgrank.data import sample_shop
 from kgrank.errors import ConfigError, DataError, ModelError, UnknownIdError
 from kgrank.kg.graph import Edge, GraphSettings, KnowledgeGraph
-from kgrank.kg.tables import Tables
+from kgrank.kg.tables import Tables, read_tables
 from kgrank.kg.vocabulary import Vocabulary
 
 EVENTS = pd.DataFrame(
@@ -385,21 +386,59 @@ def test_nothing_can_be_written(graph):
     assert graph.fingerprint() == before
 
 
-def test_bytes_per_edge_stay_below_24():
-    rng = np.random.default_rng(0)
-    events = pd.DataFrame(
-        {
-            "user_id": [f"u{n}" for n in rng.integers(0, 300, 5000)],
-            "item_id": [f"i{n}" for n in rng.integers(0, 100, 5000)],
-            "event": "view",
-            "timestamp": 1.6e9,
-        }
-    )
-    graph = KnowledgeGraph.from_tables(shop(events=events))
+def of_events(n, kinds=3, **columns):
+    """The graph of n events of six users on four items alone."""
+    events = {
+        "user_id": [f"u{k % 6}" for k in range(n)],
+        "item_id": [f"i{k % 4}" for k in range(n)],
+        "event": [f"kind {k % kinds}" for k in range(n)],
+    }
+    nothing = {"items": ITEMS[["item_id", "title"]][:0], "users": USERS[["user_id"]][:0]}
+    nothing |= {"triples": TRIPLES[:0], "entities": ENTITIES[:0]}
+    return KnowledgeGraph.from_tables(shop(events=pd.DataFrame(events | columns), **nothing))
+
+
+@pytest.mark.parametrize(
+    ("an_edge", "for_all", "kinds", "columns"),
+    [
+        (4 * 3 + 1, 4 + 4, 3, {}),  # both ends and the edge's number; the relation
+        (4 * 3 + 1, 4 + 4, 256, {"value": 2.5, "timestamp": 1.6e9}),
+        (4 * 3 + 2, 4 + 4, 257, {}),
+        (4 * 3 + 1 + 4, 4, 3, {"value": np.arange(1000) % 2}),
+        (4 * 3 + 1 + 4, 4, 3, {"timestamp": np.arange(1000) // 999 + 1.6e9}),
+        (4 * 3 + 1 + 4 + 4, 0, 3, {"value": np.arange(1000), "timestamp": np.arange(1000) + 1e9}),
+    ],
+    ids=["bare", "256 kinds", "257 kinds", "weights", "times", "both"],
+)
+def test_weights_and_times_take_memory_where_they_differ(an_edge, for_all, kinds, columns):
+    """1,000 edges of 10 nodes; a row's start both ways takes 2 × 4 bytes a node and 2 × 4 more."""
+    graph = of_events(1000, kinds, **columns)
+    assert graph.bytes_per_edge * 1000 == pytest.approx(1000 * an_edge + for_all + 8 * 11)
+    found = graph.edge(999)
+    assert (found.weight, found.time) == (graph.weights[999], graph.times[999])
+    assert graph.weights.shape == graph.times.shape == (1000,)
     arrays = [value for value in vars(graph).values() if isinstance(value, np.ndarray)]
-    counted = sum(array.nbytes for array in arrays) - graph.behaviours.nbytes
-    assert graph.bytes_per_edge == counted / graph.n_edges
-    assert 22 < graph.bytes_per_edge <= 24
+    owners = [array if array.base is None else array.base for array in arrays]
+    held = sum(owner.nbytes for owner in owners) - graph.behaviours.nbytes
+    assert held / 1000 == pytest.approx(graph.bytes_per_edge)  # no larger array stays behind
+
+
+def test_the_sample_shop_takes_at_most_24_bytes_an_edge():
+    graph = KnowledgeGraph.from_tables(read_tables(sample_shop()))
+    assert graph.n_edges > 10_000
+    assert graph.bytes_per_edge <= 24
+
+
+def test_what_is_held_once_is_saved_and_added_to(tmp_path):
+    graph = of_events(12)
+    graph.save(tmp_path)
+    loaded = KnowledgeGraph.load(tmp_path)
+    assert loaded.equals(graph)
+    assert loaded.bytes_per_edge == graph.bytes_per_edge
+    more = pd.DataFrame({"user_id": ["u0"], "item_id": ["i0"], "event": ["kind 0"], "value": [3.0]})
+    grown = loaded.with_events(more)
+    assert sorted(grown.weights.tolist()) == [1.0] * 12 + [3.0]
+    assert grown.weights.dtype == np.float32
 
 
 def test_an_empty_shop_is_a_graph_too():
