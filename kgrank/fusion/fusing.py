@@ -24,7 +24,6 @@ from kgrank.fusion.weights import (
     Candidates,
     FusionWeights,
     ItemSide,
-    candidates_ndcg,
     coordinate_ascent,
     lift_cold,
     softmax_regression,
@@ -38,6 +37,7 @@ COLD_ENOUGH = 50  # relevant cold items on valid below which they say too little
 HIDDEN_SHARE = 0.1  # of the relevant items, hidden to learn of cold ones where there are too few
 BAGS, BAG_SHARE = 4, 0.7  # searches whose weights are averaged, and the queries each sees
 LEARNED = "learned"  # the channel that may be left out
+WITHOUT = "bagged without learned"
 TOP_WARM, TOP_COLD = 40, 15  # candidates a channel brings to each query
 
 
@@ -47,8 +47,8 @@ class Fused:
 
     Attributes:
         weights: the fusion weights.
-        method: "equal", "softmax", "ascent", "softmax+ascent", "bagged", "bagged without learned"
-            (then the learned channel weighs nothing) or the name of a single channel.
+        method: "equal", "softmax", "bagged", "bagged without learned" (then the learned channel
+            weighs nothing) or the name of a single channel.
         ndcg: cross-fitted NDCG@10 on valid of every method and of each channel alone.
     """
 
@@ -86,10 +86,16 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
                 ndcg[name] = ndcg.get(name, 0.0) + float(total) / len(queries)
     best = max(ndcg, key=lambda name: ndcg[name])
     names = [channel.name for channel in channels]
+    kept = list(range(len(channels)))
+    if best == WITHOUT:  # for products without history too
+        kept.remove(names.index(LEARNED))
+        channels, scores = [channels[c] for c in kept], [scores[c] for c in kept]
+        candidates = candidates.of_channels(kept)
     if best in names:
         weights = FusionWeights.single(len(channels), names.index(best))
     else:
-        weights = _methods(candidates, side, learned, seed)[best]()
+        way = "bagged" if best == WITHOUT else best
+        weights = _methods(candidates, side, None, seed)[way]()
     taught = best in names  # a single channel's weights say nothing of cold items
     if only_items(queries.relevant, side.cold).nnz < COLD_ENOUGH:
         scores, side = _hide(channels, scores, side, queries, seed)
@@ -98,7 +104,8 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
     if taught:
         weights = coordinate_ascent(candidates, side, _as_warm(channels, weights), over="cold")
     floor = COLD_SHARE * _cold_recall(scores, side, queries)
-    return Fused(lift_cold(candidates, side, weights, floor), best, ndcg)
+    lifted = lift_cold(candidates, side, weights, floor)
+    return Fused(lifted.placed(kept, len(names)), best, ndcg)
 
 
 def _hide(
@@ -118,15 +125,20 @@ def _hide(
     hidden[relevant[chosen]] = True
     shown = torch.from_numpy(~hidden)
     hidden_scores = [
-        part * shown if isinstance(channel.form, ItemItem) else part
+        part * shown if _of_history(channel) else part
         for channel, part in zip(channels, scores, strict=True)
     ]
     return hidden_scores, replace(side, cold=side.cold | hidden)
 
 
+def _of_history(channel: Channel) -> bool:
+    """Whether the channel knows an item by who chose it, not by what it is."""
+    return isinstance(channel.form, ItemItem) or channel.name == LEARNED
+
+
 def _as_warm(channels: Sequence[Channel], weights: FusionWeights) -> FusionWeights:
     """Cold weights to start from: what text and graph weigh for a rarely chosen product."""
-    known = np.array([not isinstance(channel.form, ItemItem) for channel in channels])
+    known = np.array([not _of_history(channel) for channel in channels])
     cold = np.where(known, np.maximum(weights.weight, weights.weight.max() / 4), 0.0)
     return replace(weights, cold=cold.astype(np.float32), cold_bias=0.0)
 
@@ -160,18 +172,10 @@ def _methods(
     candidates = candidates.answered()
     n_channels = candidates.scores.shape[2]
     equal = FusionWeights.equal(n_channels)
-    starts = [equal, *(FusionWeights.single(n_channels, c) for c in range(n_channels))]
 
     @cache
     def regression() -> FusionWeights:
         return softmax_regression(candidates, side, equal)
-
-    def ascent() -> FusionWeights:
-        start = max(starts, key=lambda weights: candidates_ndcg(candidates, side, weights))
-        return coordinate_ascent(candidates, side, start)
-
-    def both() -> FusionWeights:
-        return coordinate_ascent(candidates, side, regression(), over="warm")
 
     def without() -> FusionWeights:
         kept = [channel for channel in range(n_channels) if channel != learned]
@@ -182,11 +186,9 @@ def _methods(
     methods: dict[str, Callable[[], FusionWeights]] = {
         "equal": lambda: equal,
         "softmax": regression,
-        "ascent": ascent,
-        "softmax+ascent": both,
         "bagged": lambda: _bagged(candidates, side, regression(), seed),
     }
-    return methods if learned is None else {**methods, "bagged without learned": without}
+    return methods if learned is None else {**methods, WITHOUT: without}
 
 
 def _bagged(

@@ -17,7 +17,7 @@ from kgrank.fusion.weights import FusionWeights, ItemSide
 
 N_USERS, N_ITEMS, N_COLD = 300, 60, 10
 NAMES = ("noise", "linear", "text")
-METHODS = ("equal", "softmax", "ascent", "softmax+ascent", "bagged")
+METHODS = ("equal", "softmax", "bagged")
 
 
 class World:

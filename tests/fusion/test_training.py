@@ -102,7 +102,7 @@ def test_lists_of_all_products_show_again_what_is_bought_again(repeat_events: pd
     queries = all_allowed(user_queries(world.train, world.train, world.train))
     top = np.sort(best(found, queries, "all", n=4), axis=1)
     own = np.sort(queries.relevant.indices.reshape(-1, 4), axis=1)
-    assert (top == own).all(axis=1).mean() > 0.95
+    assert (top == own).all(axis=1).mean() > 0.9
 
 
 def test_without_repeats_lists_of_all_products_are_lists_of_new_ones(
