@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field
 
+from kgrank.devices import choose_device
 from kgrank.errors import ConfigError, ModelError
 from kgrank.settings import Section
 
@@ -144,7 +145,7 @@ class TextEncoder:
             raise ModelError(f"found max_tokens={max_tokens}; allowed: 3 (two are special) or more")
         folder = _find_folder(folder_or_name)
         pooling = _read_pooling(folder)
-        device = _choose_device(device)
+        device = choose_device(device)
         model, tokenizer = _load_transformer(folder)
         limit = min(_token_limits(folder, model.config, tokenizer))
         if max_tokens is not None:
@@ -318,19 +319,6 @@ def _read_pooling(folder: Path) -> Literal["mean", "cls"]:
     raise ModelError(
         f"{folder} pools by {mode} with the modules {', '.join(modules) or 'none'}; allowed: mean "
         "or cls pooling, without further layers. Choose an encoder of that kind."
-    )
-
-
-def _choose_device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" or (device == "cuda" and torch.cuda.is_available()):
-        return device
-    raise ModelError(
-        f"found device {device!r}; allowed here: 'auto', 'cpu'"
-        + (", 'cuda'" if torch.cuda.is_available() else " (this machine shows no GPU to torch)")
     )
 
 

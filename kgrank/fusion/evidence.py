@@ -67,30 +67,6 @@ def numbered(
     return histories, codes[np.argsort(user_numbers, kind="stable")]
 
 
-def entity_features(weights: sp.csr_matrix) -> sp.csr_matrix:
-    """Rows for the graph channel: IDF-weighted entities, scaled to length 1.
-
-    An entity of one item links nothing and is dropped.
-
-    Args:
-        weights: (n_items × n_columns) CSR, `ItemEntityMatrix.matrix`.
-    """
-    linked = sp.csr_matrix(weights, dtype=np.float32)
-    linked.data = np.minimum(linked.data, 1.0)
-    frequency = np.bincount(linked.indices, minlength=linked.shape[1])
-    idf = np.where(frequency > 1, np.log(linked.shape[0] / np.maximum(frequency, 1)), 0.0)
-    linked = (linked @ sp.diags(idf.astype(np.float32))).tocsr()
-    linked.eliminate_zeros()
-    return unit_rows(linked)
-
-
-def unit_rows(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """The same rows scaled to length 1; empty rows stay empty."""
-    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
-    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    return (sp.diags(scale.astype(np.float32)) @ matrix).tocsr()
-
-
 def item_side(histories: Histories) -> ItemSide:
     """Popularity, trend and coldness from the events that a fit may see."""
     users = np.asarray(histories.binary().sum(axis=0)).ravel()

@@ -26,6 +26,7 @@ from kgrank.fusion.weights import (
     ItemSide,
     coordinate_ascent,
     lift_cold,
+    list_cold,
     softmax_regression,
 )
 
@@ -35,6 +36,7 @@ RELEVANT = 40_000  # relevant items of all queries
 COLD_SHARE = 0.85  # of the cold items one channel alone finds, the fused list keeps this much
 COLD_ENOUGH = 50  # relevant cold items on valid below which they say too little
 HIDDEN_SHARE = 0.1  # of the relevant items, hidden to learn of cold ones where there are too few
+HIDDEN_DRAWS = 4  # of such tenths, all of which teach
 BAGS, BAG_SHARE = 4, 0.7  # searches whose weights are averaged, and the queries each sees
 LEARNED = "learned"  # the channel that may be left out
 WITHOUT = "bagged without learned"
@@ -96,16 +98,50 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
     else:
         way = "bagged" if best == WITHOUT else best
         weights = _methods(candidates, side, None, seed)[way]()
-    taught = best in names  # a single channel's weights say nothing of cold items
     if only_items(queries.relevant, side.cold).nnz < COLD_ENOUGH:
-        scores, side = _hide(channels, scores, side, queries, seed)
-        candidates = _candidates(scores, side, queries)
-        taught = True
-    if taught:
-        weights = coordinate_ascent(candidates, side, _as_warm(channels, weights), over="cold")
-    floor = COLD_SHARE * _cold_recall(scores, side, queries)
-    lifted = lift_cold(candidates, side, weights, floor)
-    return Fused(lifted.placed(kept, len(names)), best, ndcg)
+        weights = _hidden_gate(channels, scores, side, queries, weights, seed)
+    else:
+        if best in names:  # a single channel's weights say nothing of cold items
+            start = _as_warm(channels, weights)
+            weights = coordinate_ascent(candidates, side, start, over="cold")
+        floor = COLD_SHARE * _cold_recall(scores, side, queries)
+        weights = lift_cold(candidates, side, weights, floor)
+    return Fused(weights.placed(kept, len(names)), best, ndcg)
+
+
+def _hidden_gate(
+    channels: Sequence[Channel],
+    scores: Sequence[torch.Tensor],
+    side: ItemSide,
+    queries: Queries,
+    weights: FusionWeights,
+    seed: int,
+) -> FusionWeights:
+    """Weights for cold items, where valid holds next to none: hidden items stand for them.
+
+    The weights are those that rank hidden items best, and the bias is such that the lists hold as
+    many of them as of the relevant items are hidden: a product without history is shown as often
+    as one with history that is wanted as much. Items that are cold in truth are no candidates:
+    that nobody wanted them on valid says nothing.
+    """
+    parts, sides, n_wanted = [], [], 0
+    for draw in range(HIDDEN_DRAWS):
+        shown, hidden = _hide(channels, scores, side, queries, seed + draw)
+        parts.append(_candidates(shown, hidden, queries).without(side.cold))
+        sides.append(hidden)
+        n_wanted += only_items(queries.relevant, hidden.cold & ~side.cold).nnz
+    candidates, side = _pooled(parts, sides)
+    weights = coordinate_ascent(candidates, side, _as_warm(channels, weights), over="cold")
+    share = n_wanted / (HIDDEN_DRAWS * queries.relevant.nnz)
+    return list_cold(candidates, side, weights, share)
+
+
+def _pooled(parts: Sequence[Candidates], sides: Sequence[ItemSide]) -> tuple[Candidates, ItemSide]:
+    """Views of one catalogue, between which items are cold or not, as one large catalogue."""
+    width = max(part.items.shape[1] for part in parts)
+    moved = [part.padded(width).moved(n * len(sides[n].cold)) for n, part in enumerate(parts)]
+    arrays = ((side.popularity, side.trend, side.cold) for side in sides)
+    return Candidates.joined(moved), ItemSide(*map(np.concatenate, zip(*arrays, strict=True)))
 
 
 def _hide(
@@ -115,10 +151,7 @@ def _hide(
     queries: Queries,
     seed: int,
 ) -> tuple[list[torch.Tensor], ItemSide]:
-    """A tenth of the relevant items as if they were new: their history says nothing.
-
-    Where valid holds next to no cold items, these stand for the ones to come.
-    """
+    """A tenth of the relevant items as if they were new: their history says nothing."""
     relevant = np.unique(queries.relevant.indices)
     chosen = np.random.default_rng(seed).random(len(relevant)) < HIDDEN_SHARE
     hidden = np.zeros(len(side.cold), bool)

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from kgrank.errors import ModelError
 from kgrank.fusion.channels import DenseFeatures
-from kgrank.fusion.evidence import Evidence
+from kgrank.fusion.evidence import Evidence, Progress
 from kgrank.fusion.history import Histories, Spans
-from kgrank.fusion.loop import Loop, Report, Sink, Trained
+from kgrank.fusion.loop import Loop, Sink, Trained
 from kgrank.fusion.metrics import list_metrics
 from kgrank.fusion.model import exclude
 from kgrank.fusion.queries import Queries
@@ -71,7 +71,7 @@ class Learner:
     checkpoints: Path | None = None
     resume: bool = False
     sinks: Sequence[Sink] = ()
-    report: Report = lambda stage, done, total: None
+    report: Progress = lambda stage, done, total: None
 
     def learn(
         self,

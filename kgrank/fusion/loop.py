@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kgrank.errors import ModelError
+from kgrank.fusion.evidence import Progress
 from kgrank.fusion.settings import LearnSettings
 
 Batch = TypeVar("Batch")
-Report = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
 
 _CHECKPOINT = "checkpoint.safetensors"
 _LOWEST_RATE = 0.02  # of the highest, at the end of the schedule
@@ -72,14 +72,12 @@ class Trained:
         valid: what `judge` said after each epoch.
         losses: mean loss of each epoch.
         seconds: of this run; what was done before a resume is not in it.
-        steps: steps taken in all.
     """
 
     best_epoch: int
     valid: tuple[float, ...]
     losses: tuple[float, ...]
     seconds: float
-    steps: int
 
 
 @dataclass
@@ -118,7 +116,7 @@ class Loop(Generic[Batch]):
         resume: bool = False,
         identity: str = "",
         sinks: Sequence[Sink] = (),
-        report: Report = lambda stage, done, total: None,
+        report: Progress = lambda stage, done, total: None,
         stop_after: int | None = None,
     ) -> None:
         self.task, self.settings, self.name = task, settings, name
@@ -151,7 +149,6 @@ class Loop(Generic[Batch]):
         start, saved = time.monotonic(), time.monotonic()
         state, settings = self.state, self.settings
         epochs = self.stop_after or settings.epochs
-        first = state.epoch
         while state.epoch < epochs and not self._stalled():
             batches = self.task.batches(state.epoch)
             total_steps = settings.epochs * len(batches)
@@ -180,9 +177,8 @@ class Loop(Generic[Batch]):
             with suppress(OSError):  # something else lies there
                 self.folder.rmdir()
         best = 1 + max(range(len(state.valid)), key=lambda e: state.valid[e]) if state.valid else 0
-        steps = state.epoch * (len(batches) if state.epoch > first else 0)
         seconds = time.monotonic() - start
-        return Trained(best or state.epoch, state.valid, state.losses, seconds, steps)
+        return Trained(best or state.epoch, state.valid, state.losses, seconds)
 
     def _step(self, batch: Batch, done: int, total: int) -> tuple[float, float]:
         """One step of the optimizer: the loss and the rate it was taken at."""
@@ -285,13 +281,6 @@ class Loop(Generic[Batch]):
             number, entry = name.split(".", 1)
             of_parameter.setdefault(int(number), {})[entry] = tensor
         self.optimizer.load_state_dict({**optimizer, "state": of_parameter})
-
-
-def best_device(device: str = "auto") -> str:
-    """ "auto" as "cuda" where there is one, else "cpu"; any other name as it is."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

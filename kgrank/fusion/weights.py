@@ -13,8 +13,8 @@ that it is neither lifted nor sunk by what popular products need.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -141,6 +141,33 @@ class Candidates:
         """The same candidates, scored by some of the channels."""
         return replace(self, scores=self.scores[:, :, list(channels)])
 
+    def padded(self, width: int) -> Candidates:
+        """The same candidates with places added that are not real, up to `width`."""
+        more = width - self.items.shape[1]
+        pad = torch.nn.functional.pad
+        return replace(
+            self,
+            scores=pad(self.scores, (0, 0, 0, more)),
+            items=pad(self.items, (0, more)),
+            relevant=pad(self.relevant, (0, more)),
+            real=pad(self.real, (0, more)),
+        )
+
+    def moved(self, by: int) -> Candidates:
+        """The same candidates under item numbers that are higher by `by`."""
+        return replace(self, items=self.items + by)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
+        """The queries of all parts, which are of the same width and channels."""
+        columns = (field.name for field in fields(cls))
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in columns))
+
+    def without(self, left_out: npt.NDArray[np.bool_]) -> Candidates:
+        """The same candidates but for the items left out, (n_items) bool."""
+        real = self.real & ~torch.from_numpy(left_out)[self.items]
+        return replace(self, relevant=self.relevant & real, real=real)
+
     def answered(self) -> Candidates:
         """The queries with a relevant candidate; weights make no difference to the others."""
         return self.take(torch.nonzero(self.relevant.any(1))[:, 0].numpy())
@@ -187,14 +214,6 @@ class _Objective:
         ranks = self.ranks(scores)
         listed = ranks < self.k
         return float((self.discount[ranks[listed]] * self.share[listed]).sum())
-
-
-def candidates_ndcg(
-    candidates: Candidates, side: ItemSide, weights: FusionWeights, *, k: int = 10
-) -> float:
-    """Mean NDCG@k of the candidates ranked by `weights`."""
-    objective = _Objective(candidates, side, k)
-    return objective.value(objective.scores(torch.tensor(weights.vector(), dtype=torch.float32)))
 
 
 def softmax_regression(
@@ -322,10 +341,44 @@ def lift_cold(
 
     if not cold.any() or recall(0.0) >= floor:
         return weights
-    low, high = 0.0, float(scores[candidates.real].abs().max()) + 1.0
+    high = float(scores[candidates.real].abs().max()) + 1.0
     if recall(high) < floor:  # above all warm items they still miss it: no lift can reach it
         return weights
+    lift = _least(lambda lift: recall(lift) >= floor, high)
+    return replace(weights, cold_bias=weights.cold_bias + lift)
+
+
+def list_cold(
+    candidates: Candidates, side: ItemSide, weights: FusionWeights, share: float, *, k: int = 10
+) -> FusionWeights:
+    """Raise the bias of cold items until they are `share` of the lists, no further.
+
+    Args:
+        candidates: what is ranked.
+        side: what the gates know of the items.
+        weights: where to start; returned unchanged if the lists hold as many.
+        share: of the k best of each query, those that are to be cold.
+        k: length of the lists.
+    """
+    objective = _Objective(candidates, side, k)
+    scores = objective.scores(torch.tensor(weights.vector(), dtype=torch.float32))
+    k = min(k, scores.shape[1])
+
+    def listed(lift: float) -> float:
+        lifted = (scores + lift * objective.cold).masked_fill(~candidates.real, -torch.inf)
+        return float(objective.cold.gather(1, lifted.topk(k, dim=1).indices).double().mean())
+
+    if listed(0.0) >= share:
+        return weights
+    high = float(scores[candidates.real].abs().max()) + 1.0
+    lift = _least(lambda lift: listed(lift) >= share, high)
+    return replace(weights, cold_bias=weights.cold_bias + lift)
+
+
+def _least(reached: Callable[[float], bool], high: float) -> float:
+    """The least value in [0, high] from which on it is `reached`, by bisection; else `high`."""
+    low = 0.0
     for _ in range(20):
         middle = (low + high) / 2.0
-        low, high = (low, middle) if recall(middle) >= floor else (middle, high)
-    return replace(weights, cold_bias=weights.cold_bias + high)
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high

@@ -83,6 +83,33 @@ def item_entity_matrix(graph: KnowledgeGraph, items: Vocabulary) -> ItemEntityMa
     return ItemEntityMatrix(matrix, read_only(columns), read_only(edge_indptr), read_only(edges))
 
 
+def entity_features(weights: Any) -> sparse.csr_matrix:
+    """Rows for the graph channel: IDF-weighted entities, scaled to length 1.
+
+    An entity of one item links nothing and is dropped.
+
+    Args:
+        weights: (n_items × n_columns) CSR, `ItemEntityMatrix.matrix` or another of that kind.
+
+    Returns:
+        the same shape, float32 CSR.
+    """
+    linked = sparse.csr_matrix(weights, dtype=np.float32)
+    linked.data = np.minimum(linked.data, 1.0)
+    frequency = np.bincount(linked.indices, minlength=linked.shape[1])
+    idf = np.where(frequency > 1, np.log(linked.shape[0] / np.maximum(frequency, 1)), 0.0)
+    linked = (linked @ sparse.diags(idf.astype(np.float32))).tocsr()
+    linked.eliminate_zeros()
+    return unit_rows(linked)
+
+
+def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The same rows scaled to length 1; empty rows stay empty."""
+    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return (sparse.diags(scale.astype(np.float32)) @ matrix).tocsr()
+
+
 def to_networkx(graph: KnowledgeGraph) -> networkx.MultiDiGraph[tuple[str, str]]:
     """The graph for networkx: a node's key is (type, id), an edge's key its edge number.
 

@@ -12,6 +12,7 @@ they say of an item no longer splits over paths.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +23,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
+from kgrank.kg.exchange import entity_features
 from kgrank.kg.propagation import Adjacency, LightConv, propagate, sampled
 
 if TYPE_CHECKING:
@@ -103,22 +105,10 @@ class GraphInput:
         known.sum_duplicates()
         _, relation_numbers = np.unique(facts // n_nodes, return_inverse=True)
         _, tail_numbers = np.unique(facts % n_nodes, return_inverse=True)
-        return cls(_informative(known), relation_numbers, tail_numbers, behaviours, words, data)
+        return cls(entity_features(known), relation_numbers, tail_numbers, behaviours, words, data)
 
 
-def _informative(known: sp.csr_matrix) -> sp.csr_matrix:
-    """Facts weighted by how few items share them (IDF), each item's to length 1."""
-    known = known.copy()
-    known.data = np.clip(known.data, 0.0, 1.0)
-    frequency = np.bincount(known.indices, minlength=known.shape[1])
-    idf = np.where(frequency > 1, np.log(known.shape[0] / np.maximum(frequency, 1)), 0.0)
-    known = (known @ sp.diags(idf.astype(np.float32))).tocsr()
-    lengths = np.sqrt(np.asarray(known.multiply(known).sum(axis=1)).ravel())
-    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    return sp.csr_matrix(sp.diags(scale.astype(np.float32)) @ known, dtype=np.float32)
-
-
-class GraphEncoder(nn.Module):
+class GraphEncoder(nn.Module, ABC):
     """Vectors of items: an own part, what the words say, and what the graph brings.
 
     An item that no user has met has no own part: what is known of it is its vector.
@@ -148,9 +138,9 @@ class GraphEncoder(nn.Module):
         self.word = _table(graph.words.shape[1], dim)
         self._words = Adjacency.of(graph.words)
 
+    @abstractmethod
     def brought(self) -> Tensor:
         """What the graph brings to each item, (n_items × dim)."""
-        raise NotImplementedError
 
     def base(self) -> Tensor:
         """What each item's vector is before the graph, (n_items × dim)."""
@@ -284,7 +274,7 @@ class MessageEncoder(GraphEncoder):
         seen = [_means(matrix) for matrix in graph.behaviours.values()]
         self._met_items = Adjacency.of(sp.csr_matrix(sum(seen[1:], start=seen[0])))
         n_kinds = len(self._edge_types)
-        self.kind = nn.Parameter(torch.randn(n_kinds, dim) * INITIAL)  # of an edge, for GATv2
+        self.kind = _table(n_kinds if name == "gatv2" else 0, dim)  # of an edge
         self.name = name
         if name == "hgt":
             meta = (self._types, self._edge_types)

@@ -160,8 +160,6 @@ def sampled(matrix: sp.csr_matrix, most: int, seed: int) -> sp.csr_matrix:
     """At most `most` edges of each row, drawn without replacement, scaled so that sums keep their
     expectation: the neighbour sampler for graphs whose edges should not all be walked.
 
-    The matrix may be memory-mapped: rows of few edges are copied, long ones drawn from.
-
     Args:
         matrix: CSR.
         most: edges that a row keeps.

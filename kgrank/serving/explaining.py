@@ -74,6 +74,7 @@ def explain(
         events=events,
         paths=paths,
         item_names=bundle.names,
+        is_new=bool(model.side.cold[item]),
         language=language,
     )
     return Explanation(

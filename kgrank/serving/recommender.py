@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from kgrank.devices import choose_device
 from kgrank.errors import ConfigError
 from kgrank.fusion.history import Histories, Spans
 from kgrank.fusion.model import FusedModel, Head, Repeats
@@ -27,13 +28,14 @@ class Recommender:
     Args:
         bundle: the fitted bundle.
         device: "auto" (cuda where there is one), "cpu" or "cuda": where dense products are done.
+
+    Raises:
+        ModelError: there is no such device here.
     """
 
     def __init__(self, bundle: Bundle, device: str = "auto") -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.bundle = bundle
-        self.model: FusedModel = bundle.model.to(device)
+        self.model: FusedModel = bundle.model.to(choose_device(device))
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Recommender:

@@ -13,15 +13,17 @@ import pandas as pd
 import scipy.sparse as sp
 
 from kgrank.config import Config
+from kgrank.devices import choose_device
 from kgrank.encoders.cache import EncodeReport, VectorCache, encode_cached
 from kgrank.encoders.text import TextEncoder, item_texts
 from kgrank.encoders.tfidf import tfidf
 from kgrank.encoders.whitening import whiten
-from kgrank.fusion.evidence import ItemFeatures, Progress, entity_features, numbered
+from kgrank.fusion.evidence import ItemFeatures, Progress, numbered
 from kgrank.fusion.history import Histories
 from kgrank.fusion.learned import Learner
-from kgrank.fusion.loop import Sink, best_device
+from kgrank.fusion.loop import Sink
 from kgrank.fusion.training import fit
+from kgrank.kg.exchange import entity_features
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.splits import SplitCuts, split_events
 from kgrank.kg.tables import Tables
@@ -159,7 +161,7 @@ def train(
             prepared.graph.to_pyg(),
             config.kg,
             config.learn,
-            device=best_device(device),
+            device=choose_device(device),
             checkpoints=checkpoints,
             resume=resume,
             sinks=sinks,

@@ -1,7 +1,7 @@
 """A reason in words: one to three sentences from templates, in English or Chinese.
 
-The sentences say no more than the arithmetic does. Where popularity carries most of a score, the
-first sentence says so.
+The sentences say no more than the arithmetic does. Where popularity carries most of a score, or
+that the product is new, the first sentence says so.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ class _Language:
     through: str
     somebody: str
     from_history: str
-    mostly_popular: str
-    only_popular: str
+    because: Mapping[str, str]  # what everybody gets it for: "trend" or "new"
+    mostly: str
+    only: str
     no_reason: str
     stop: str
     gap: str
@@ -77,6 +78,7 @@ _ENGLISH = _Language(
         "graph": "it shares attributes with {these}",
         "repeat": "you bought it before, about when you usually do",
         "trend": "it has been popular in recent weeks",
+        "new": "it is new",
     },
     unknown_channel="the channel '{channel}' speaks for it",
     relations={},
@@ -100,9 +102,9 @@ _ENGLISH = _Language(
     through="it is linked to {x} through {names}",
     somebody="another customer",
     from_history="{x} from your history",
-    mostly_popular="This is mostly because it is popular right now; your own history says little",
-    only_popular="This is only because it is popular right now; "
-    "your own history does not speak for it",
+    because={"trend": "it is popular right now", "new": "it is new"},
+    mostly="This is mostly because {because}; your own history says little",
+    only="This is only because {because}; your own history does not speak for it",
     no_reason="Neither your own history nor its popularity speaks for this product",
     stop=".",
     gap=" ",
@@ -127,6 +129,7 @@ _CHINESE = _Language(
         "graph": "它与{these}有共同的属性",
         "repeat": "您以前买过它，而且差不多到了您通常再买的时候",
         "trend": "它近几周很受欢迎",
+        "new": "它是新品",
     },
     unknown_channel="通道“{channel}”支持它",
     relations={
@@ -161,8 +164,9 @@ _CHINESE = _Language(
     through="它经由{names}与{x}相连",
     somebody="另一位顾客",
     from_history="您历史记录中的{x}",
-    mostly_popular="推荐它主要是因为它最近很受欢迎；您自己的历史记录说明不了多少",
-    only_popular="推荐它只是因为它最近很受欢迎；您自己的历史记录并不支持它",
+    because={"trend": "它最近很受欢迎", "new": "它是新品"},
+    mostly="推荐它主要是因为{because}；您自己的历史记录说明不了多少",
+    only="推荐它只是因为{because}；您自己的历史记录并不支持它",
     no_reason="您的历史记录和它的受欢迎程度都不支持这件商品",
     stop="。",
     gap="",
@@ -178,16 +182,19 @@ def describe(
     events: Sequence[EventShare],
     paths: Sequence[Path],
     item_names: Mapping[str, str],
+    is_new: bool = False,
     language: str = "en",
 ) -> str:
     """Words a score's parts in one to three sentences.
 
     Args:
-        bias: what the product gets from everybody, in the score's unit: its popularity.
+        bias: what the product gets from everybody, in the score's unit: for its popularity or, a
+            product without history, for being new.
         contributions: what each channel brought, in the same unit.
         events: what each event of the history brought.
         paths: the graph paths that carried something.
         item_names: names by item id; the id stands in for a missing or empty name.
+        is_new: whether the product is one without history.
         language: "en" or "zh".
 
     Raises:
@@ -197,17 +204,19 @@ def describe(
         known = ", ".join(sorted(_LANGUAGES))
         raise ConfigError(f"language: found {language!r}; allowed: {known}. Choose one of them.")
     words = _LANGUAGES[language]
-    popularity = bias + contributions.get("trend", 0.0)
+    of_all = "new" if is_new else "trend"
+    common = bias + contributions.get("trend", 0.0)
     personal = sum(part for channel, part in contributions.items() if channel != "trend")
+    because = words.because[of_all]
     if personal <= 0:
-        return (words.only_popular if popularity > 0 else words.no_reason) + words.stop
+        return (words.only.format(because=because) if common > 0 else words.no_reason) + words.stop
 
     spoke = [p for p in paths if p.contribution > 0 and len(p.nodes) > 2]
     by_history = [p for p in spoke if p.nodes[1].type == "item"]
     path = max(by_history, key=lambda path: path.contribution, default=None)
     items = _main_items(events, path)
-    weak = popularity > personal
-    sentences = [words.mostly_popular] if weak else []
+    weak = common > personal
+    sentences = [words.mostly.format(because=because)] if weak else []
     if items:
         said = _event_clauses(events, items, item_names, words)
         sentences.append(words.history.format(events=words.and_event.join(said)))
@@ -218,7 +227,7 @@ def describe(
         sentences.append(_path_clause(path, paths, items, item_names, words))
     if not weak:
         these = words.these if len(items) > 1 else words.any_of
-        spoken = {"trend": popularity, **{c: x for c, x in contributions.items() if c != "trend"}}
+        spoken = {of_all: common, **{c: x for c, x in contributions.items() if c != "trend"}}
         clauses = _channel_clauses(spoken, these, words, graph_said=path is not None)
         sentences += [words.and_clause.join(clauses)] if clauses else []
     # Only the first letter: str.capitalize would lower the names.

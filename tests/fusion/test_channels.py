@@ -14,8 +14,8 @@ from kgrank.fusion.channels import (
     SparseFeatures,
     sizes,
 )
-from kgrank.fusion.evidence import entity_features, unit_rows
 from kgrank.fusion.history import Decay
+from kgrank.kg.exchange import entity_features, unit_rows
 
 N_ITEMS = 7
 

@@ -12,9 +12,10 @@ from kgrank.fusion.weights import (
     Candidates,
     FusionWeights,
     ItemSide,
-    candidates_ndcg,
+    _Objective,
     coordinate_ascent,
     lift_cold,
+    list_cold,
     softmax_regression,
 )
 
@@ -36,6 +37,14 @@ def candidates_of(scores: torch.Tensor, relevant: torch.Tensor) -> Candidates:
         real=torch.ones_like(relevant),
         n_relevant=relevant.sum(1).clamp(min=1),
     )
+
+
+def candidates_ndcg(
+    candidates: Candidates, side: ItemSide, weights: FusionWeights, *, k: int = 10
+) -> float:
+    """What the direct search maximises."""
+    objective = _Objective(candidates, side, k)
+    return objective.value(objective.scores(torch.tensor(weights.vector(), dtype=torch.float32)))
 
 
 def two_channels(n_queries: int = 200, n_items: int = 30) -> Candidates:
@@ -281,3 +290,22 @@ def test_where_no_lift_reaches_the_floor_the_weights_stay() -> None:
     side = ItemSide(zeros, zeros, np.arange(30) >= 10)
     weights = FusionWeights.equal(1)
     assert lift_cold(candidates, side, weights, floor=0.3) is weights
+
+
+@pytest.mark.parametrize(("share", "lift"), [(0.01, 1.0), (0.05, 5.0), (0.1, 10.0)])
+def test_cold_items_are_lifted_to_their_share_of_the_lists(share: float, lift: float) -> None:
+    """The lists hold a hundred places; each further one needs 1 more."""
+    candidates, side = ladder()
+    lifted = list_cold(candidates, side, FusionWeights.equal(1), share)
+    assert lifted.cold_bias == pytest.approx(lift, abs=0.001)
+    many = replace(FusionWeights.equal(1), cold_bias=6.5)  # six are listed
+    assert list_cold(candidates, side, many, share=0.05) is many
+
+
+def test_items_left_out_are_neither_ranked_nor_relevant() -> None:
+    candidates, side = ladder()
+    without = candidates.without(side.cold)
+    assert not without.relevant.any()
+    start = FusionWeights.equal(1)
+    lifted = list_cold(without, side, start, share=0.05)
+    assert not without.real[:, 10].any() and lifted.cold_bias > 20.0  # none is there to list

@@ -98,6 +98,15 @@ def test_popularity_that_is_a_main_part_is_named_among_the_channels():
     assert "popular" not in say(bias=0.1, contributions={"linear": 0.7})
 
 
+def test_a_product_without_history_is_called_new_not_popular():
+    new = {"is_new": True, "contributions": {"text": 0.7}}
+    assert say(bias=2.0, **new).startswith("This is mostly because it is new; your own")
+    assert "and it is new." in say(bias=0.6, **new)
+    assert "new" not in say(bias=0.1, **new)
+    assert "popular" not in "".join(say(bias=bias, **new) for bias in (0.1, 0.6, 2.0))
+    assert say(bias=2.0, language="zh", **new).startswith("推荐它主要是因为它是新品")
+
+
 @pytest.mark.parametrize(
     ("bias", "said"),
     [
