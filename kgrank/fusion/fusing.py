@@ -2,13 +2,14 @@
 
 No way to find weights wins on every shop, so each is fitted on one half of the valid users and
 judged by full rankings of the other half. The best is fitted again on all; where none beats the
-best single channel, that channel alone is used. The gate of products never seen in training is set
-after that, and lifting them may cost the others a little.
+best single channel, that channel alone is used, and where the learned channel adds no more than
+noise it is left out. The gate of products never seen in training is set after that, and lifting
+them may cost the others a little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -73,20 +74,21 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
     queries = queries.sample(max(2, min(QUERIES, CELLS // n_items, most)), seed)
     scores = [scaled_scores(channel, queries) for channel in channels]
     candidates = _candidates(scores, side, queries)
-    ndcg: dict[str, float] = {}
     learned = next((n for n, channel in enumerate(channels) if channel.name == LEARNED), None)
+    found: dict[str, npt.NDArray[np.float64]] = {}  # NDCG of each query, cross-fitted
     for number, channel in enumerate(channels):
         single = FusionWeights.single(len(channels), number)
-        ndcg[channel.name] = float(_ndcg(scores, side, queries, single).mean())
+        found[channel.name] = _ndcg(scores, side, queries, single)
     half = (queries.users * 2_654_435_761 >> 7) % 2  # by user, so that no user is on both sides
     for judged_half in (0, 1):
         rest, judged = np.flatnonzero(half != judged_half), np.flatnonzero(half == judged_half)
         if len(rest) and len(judged):
             part = [s[torch.from_numpy(judged)] for s in scores]
             for name, method in _methods(candidates.take(rest), side, learned, seed).items():
-                total = _ndcg(part, side, queries.take(judged), method()).sum()
-                ndcg[name] = ndcg.get(name, 0.0) + float(total) / len(queries)
-    best = max(ndcg, key=lambda name: ndcg[name])
+                of_method = found.setdefault(name, np.zeros(len(queries)))
+                of_method[judged] = _ndcg(part, side, queries.take(judged), method())
+    best = _best(found, [channel.name for channel in channels])
+    ndcg = {name: float(values.mean()) for name, values in found.items()}
     names = [channel.name for channel in channels]
     kept = list(range(len(channels)))
     if best == WITHOUT:  # for products without history too
@@ -107,6 +109,21 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
         floor = COLD_SHARE * _cold_recall(scores, side, queries)
         weights = lift_cold(candidates, side, weights, floor)
     return Fused(weights.placed(kept, len(names)), best, ndcg)
+
+
+def _best(found: Mapping[str, npt.NDArray[np.float64]], singles: Sequence[str]) -> str:
+    """The method with the best mean, but without the learned channel if that adds too little.
+
+    Too little is less than two standard errors of the difference, which chance alone exceeds once
+    in forty times. What is left must still be no worse than the best single channel.
+    """
+    mean = {name: values.mean() for name, values in found.items()}
+    best = max(mean, key=lambda name: mean[name])
+    if WITHOUT in found and mean[WITHOUT] >= max(mean[name] for name in singles):
+        gain = found[best] - found[WITHOUT]
+        if gain.mean() < 2.0 * gain.std() / np.sqrt(len(gain)):
+            return WITHOUT
+    return best
 
 
 def _hidden_gate(

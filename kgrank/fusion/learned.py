@@ -1,9 +1,10 @@
 """The learned channel: a graph encoder trained to rank, from a history, what came next.
 
-A row is a moment of a user's train time: the events before it are the history, the next ones the
-targets. The loss is a softmax over the catalogue of the cosine of the history's vector and each
-item's; beyond `FULL_SOFTMAX` items over the targets and shared negatives, drawn by popularity and
-corrected by the probability of the draw (Bengio and Senécal, 2008).
+A row is a moment of a user's train time: the events before it are the history, the next ones on
+items not met before are the targets. The loss is a softmax over the catalogue but for the history,
+of the cosine of the history's vector and each item's; beyond `FULL_SOFTMAX` items over the targets
+and shared negatives, drawn by popularity and corrected by the probability of the draw (Bengio and
+Senécal, 2008). What is chosen again is not learned here: the repeat channel tells.
 """
 
 from __future__ import annotations
@@ -247,6 +248,8 @@ class NextItemTask:
         self.first = histories.starts[users]
         self.last = histories.starts[users + 1]
         later = np.flatnonzero(np.arange(len(users)) > self.first)
+        if ordered:  # without an order, which events are first is drawn with each epoch
+            later = later[first_time(histories)[later]]
         self.later, self.of = later, users[later]
         popularity = np.bincount(histories.items, minlength=histories.n_items) ** 0.75
         expected = NEGATIVES * popularity / max(popularity.sum(), 1e-12)
@@ -305,6 +308,7 @@ class NextItemTask:
         if batch.negatives is None:
             scores = users @ targets.T
             own = scores.gather(1, wanted)
+            scores = scores.masked_fill(_marked(history, real, scores.shape[1]), -torch.inf)
             return ((scores.logsumexp(1, keepdim=True) - own) * counted).sum()
         own = torch.einsum("rd,rtd->rt", users, targets[wanted])
         drawn = torch.from_numpy(batch.negatives).to(at)
@@ -312,10 +316,9 @@ class NextItemTask:
         scores = users @ targets[drawn].T - inclusion
         hit = torch.zeros(targets.shape[0], dtype=torch.long, device=at)
         hit[drawn] = torch.arange(1, len(drawn) + 1, device=at)
-        place = hit[wanted]  # a row's own targets are no negatives of it
-        blocked = torch.zeros(len(rows), len(drawn) + 1, dtype=torch.bool, device=at)
-        blocked.scatter_(1, place, True)
-        rest = scores.masked_fill(blocked[:, 1:], -torch.inf).logsumexp(1, keepdim=True)
+        place = torch.cat([hit[wanted], hit[history] * real], 1) - 1
+        blocked = _marked(place, place >= 0, len(drawn))  # the row's own targets, and what was met
+        rest = scores.masked_fill(blocked, -torch.inf).logsumexp(1, keepdim=True)
         return ((torch.logaddexp(rest, own) - own) * counted).sum()
 
     def judge(self) -> float:
@@ -341,6 +344,20 @@ class NextItemTask:
         return sp.csr_matrix((values, history[real], starts), (len(spans.first), histories.n_items))
 
 
+def _marked(places: Tensor, real: Tensor, width: int) -> Tensor:
+    """(n_rows × width) bool: true at those of each row's `places` that are `real`."""
+    marks = torch.zeros(len(places), width + 1, dtype=torch.bool, device=places.device)
+    return marks.scatter_(1, torch.where(real, places, width), True)[:, :-1]
+
+
+def first_time(histories: Histories) -> npt.NDArray[np.bool_]:
+    """(n_events) bool: whether the user has no earlier event on the item."""
+    pair = histories.users() * histories.n_items + histories.items
+    new = np.zeros(len(pair), bool)
+    new[np.unique(pair, return_index=True)[1]] = True
+    return new
+
+
 class _Epoch(Sequence[Rows]):
     """The batches of one epoch, each made when it is asked for."""
 
@@ -364,6 +381,8 @@ class _Epoch(Sequence[Rows]):
                 task.histories.n_items,
             )
 
+        self.new = first_time(self.histories)
+
     def __len__(self) -> int:
         return max(1, round(len(self.moments) / self.task.batch))
 
@@ -374,6 +393,7 @@ class _Epoch(Sequence[Rows]):
         history, real, kinds = _before(histories, task.first[moments], moments, window)
         places = moments[:, None] + np.arange(task.n_next)
         is_target = places < task.last[moments][:, None]
+        is_target &= self.new[np.where(is_target, places, 0)]
         targets = histories.items[np.where(is_target, places, 0)].astype(np.int64)
         negatives = None
         if histories.n_items > FULL_SOFTMAX:

@@ -114,12 +114,14 @@ def fit(
         usable = channels if head == "all" else [c for c in channels if c.name != "repeat"]
         fused[head] = fuse(usable, side, of_head, settings.seed)
     progress("fusion", len(heads), len(heads))
+    channels, weights = _used(channels, fused)
     if settings.refit:
         whole = Evidence(histories, features)
         fitted = {
             channel.name: channel for channel in _channels(choices, whole, settings, progress)
         }
-        if learner is not None and trained is not None:
+        kept = {channel.name for channel in channels}
+        if learner is not None and trained is not None and LEARNED in kept:
             vectors, _ = learner.learn(
                 whole,
                 _start(list(fitted.values()), choices),
@@ -130,14 +132,26 @@ def fit(
             fitted[LEARNED] = Channel(LEARNED, choices[LEARNED].decay, vectors)
         channels = [fitted.get(channel.name, channel) for channel in channels]
         side = item_side(histories)
-    n_used = len(fused["new"].weights.weight)  # all but "repeat", which is the last
-    new = fused["new"].weights.placed(range(n_used), len(channels))
-    weights: dict[Head, FusionWeights] = {
-        "new": new,
-        "all": fused["all"].weights if "all" in fused else new,
-    }
     model = FusedModel(tuple(channels), side, weights)
     return Fit(model, choices, fused, ease_penalty, trained)
+
+
+def _used(
+    channels: Sequence[Channel], fused: Mapping[Head, Fused]
+) -> tuple[list[Channel], dict[Head, FusionWeights]]:
+    """The channels but for a learned one that no head weighs, and each head's weights of them."""
+    n = len(channels)  # "repeat" is the last, and not in the head "new"
+    weights: dict[Head, FusionWeights] = {
+        head: of.weights.placed(range(len(of.weights.weight)), n) for head, of in fused.items()
+    }
+    kept = [
+        place
+        for place, channel in enumerate(channels)
+        if channel.name != LEARNED or any(of.weighs(place) for of in weights.values())
+    ]
+    weights = {head: of.of_channels(kept) for head, of in weights.items()}
+    weights.setdefault("all", weights["new"])
+    return [channels[place] for place in kept], weights
 
 
 def valid_queries(

@@ -78,6 +78,17 @@ class FusionWeights:
         weight[places], slope[places], cold[places] = self.weight, self.slope, self.cold
         return FusionWeights(weight, slope, cold, self.trend, self.cold_bias)
 
+    def of_channels(self, kept: Sequence[int]) -> FusionWeights:
+        """The weights of some of the channels alone."""
+        places = list(kept)
+        weight, slope, cold = self.weight[places], self.slope[places], self.cold[places]
+        return FusionWeights(weight, slope, cold, self.trend, self.cold_bias)
+
+    def weighs(self, channel: int) -> bool:
+        """Whether the channel counts for any item."""
+        of_channel = (self.weight[channel], self.slope[channel], self.cold[channel])
+        return any(map(bool, of_channel))
+
     def gates(self, side: ItemSide) -> Floats:
         """g_c(i), (n_channels × n_items) float32."""
         warm = np.maximum(self.weight[:, None] + self.slope[:, None] * side.popularity, 0.0)

@@ -73,6 +73,7 @@ _ENGLISH = _Language(
     channels={
         "linear": "people who bought {these} also bought it",
         "directed": "it is often bought next after {these}",
+        "learned": "people with a history like yours chose it next",
         "text": "it is described in similar words",
         "embedding": "it is described in similar words",
         "graph": "it shares attributes with {these}",
@@ -124,6 +125,7 @@ _CHINESE = _Language(
     channels={
         "linear": "购买{these}的人也购买它",
         "directed": "人们常在{these}之后购买它",
+        "learned": "历史记录与您相近的人接着选了它",
         "text": "它的描述用词相近",
         "embedding": "它的描述用词相近",
         "graph": "它与{these}有共同的属性",

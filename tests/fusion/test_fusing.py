@@ -1,5 +1,6 @@
 """The fusion never falls below its best channel, and finds what is new."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,19 @@ def test_a_single_channel_is_judged_by_full_ranking(world: World, fused: Fused) 
         top = exclude(scores, world.queries.excluded).topk(10, dim=1).indices.numpy()
         expected = list_metrics(top, world.queries.relevant, (10,)).ndcg[10].mean()
         assert fused.ndcg[name] == pytest.approx(expected)
+
+
+def test_a_learned_channel_that_adds_no_more_than_noise_is_left_out(world: World) -> None:
+    """Here it is noise; one that knows the held-out rows is kept."""
+    noise = replace(world.channels[0], name="learned")
+    left_out = fuse([*world.channels[1:], noise], world.side, world.queries, seed=0)
+    assert left_out.method in {"bagged without learned", "linear", "text"}
+    assert not left_out.weights.weighs(2)
+    wanted = (world.train.binary().T @ world.queries.relevant).tocsr()
+    knows = Channel("learned", Decay(), ItemItem(sp.csr_matrix(wanted, dtype=np.float32)))
+    kept = fuse([*world.channels[1:], knows], world.side, world.queries, seed=0)
+    assert kept.method not in {"bagged without learned", "linear", "text"}
+    assert kept.weights.weighs(2)
 
 
 def test_products_without_history_are_listed_for_those_whom_their_words_suit(

@@ -72,9 +72,23 @@ def test_the_loss_is_the_softmax_of_the_cosines(even_events: pd.DataFrame) -> No
         ages = np.arange(1, len(events) + 1) ** -0.5
         user = (torch.from_numpy(ages).float()[:, None] * sources[events]).sum(0)
         logits = torch.nn.functional.normalize(user, dim=0) @ targets.T / 0.1
+        logits[events] = -torch.inf
         wanted = batch.targets[row][batch.real[row]]
         total += float(-logits.log_softmax(0)[wanted].mean())
     assert float(loss.detach()) == pytest.approx(total / len(batch.history), rel=1e-5)
+
+
+def test_what_is_chosen_again_is_no_target() -> None:
+    """A user's a, b, a, c, b, d: after each first time, the next new items are b, c and d."""
+    rows = [(f"u{n}", item, place) for n in range(30) for place, item in enumerate("abacbd")]
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    last = events["timestamp"] == 5
+    queried = events.assign(event="purchase", split=np.where(last, "valid", "train"))
+    task = task_of(*world(queried))
+    batch = task.batches(0)[0]
+    asked = sorted(batch.targets[batch.real].tolist())
+    assert asked == [1] * 30 + [2] * 30  # b after a, c after a, b, a
+    assert (batch.weights.sum(axis=1) >= 1).all()
 
 
 def test_chunks_change_neither_loss_nor_gradients(
