@@ -60,8 +60,9 @@ def rows(result: dict[str, Any]) -> list[str]:
         new = "" if cold is None else f"{cold:.4f}"
         lines.append(f"| {name} | {system} | {figures} | {new} | {seconds} |")
     for other, difference in result.get("graph_difference", {}).items():
-        mean, error = difference["ndcg@10"], difference["standard_error"]
-        lines.append(f"| {name} | NDCG@10, true − {other} | {mean:+.4f} ± {error:.4f} | | | | | |")
+        mean, (low, high) = difference["ndcg@10"], difference["interval"]
+        gain = f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
+        lines.append(f"| {name} | NDCG@10, true − {other} | {gain} | | | | | |")
     return lines
 
 

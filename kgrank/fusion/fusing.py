@@ -27,7 +27,7 @@ from kgrank.fusion.weights import (
     ItemSide,
     coordinate_ascent,
     lift_cold,
-    list_cold,
+    place_cold,
     softmax_regression,
 )
 
@@ -37,6 +37,7 @@ RELEVANT = 40_000  # relevant items of all queries
 COLD_SHARE = 0.85  # of the cold items one channel alone finds, the fused list keeps this much
 COLD_ENOUGH = 50  # relevant cold items on valid below which they say too little
 HIDDEN_SHARE = 0.1  # of the relevant items, hidden to learn of cold ones where there are too few
+PLACED = 500  # queries whose lists tell where cold items stand
 HIDDEN_DRAWS = 4  # of such tenths, all of which teach
 BAGS, BAG_SHARE = 4, 0.7  # searches whose weights are averaged, and the queries each sees
 LEARNED = "learned"  # the channel that may be left out
@@ -136,21 +137,22 @@ def _hidden_gate(
 ) -> FusionWeights:
     """Weights for cold items, where valid holds next to none: hidden items stand for them.
 
-    The weights are those that rank hidden items best, and the bias is such that the lists hold as
-    many of them as of the relevant items are hidden: a product without history is shown as often
-    as one with history that is wanted as much. Items that are cold in truth are no candidates:
-    that nobody wanted them on valid says nothing.
+    The weights are those that rank hidden items best; items that are cold in truth are no
+    candidates there, since that nobody wanted them on valid says nothing. The bias is that of
+    `place_cold` for the latter, or for hidden ones where there are none.
     """
-    parts, sides, n_wanted = [], [], 0
+    parts, sides = [], []
     for draw in range(HIDDEN_DRAWS):
         shown, hidden = _hide(channels, scores, side, queries, seed + draw)
         parts.append(_candidates(shown, hidden, queries).without(side.cold))
         sides.append(hidden)
-        n_wanted += only_items(queries.relevant, hidden.cold & ~side.cold).nnz
-    candidates, side = _pooled(parts, sides)
-    weights = coordinate_ascent(candidates, side, _as_warm(channels, weights), over="cold")
-    share = n_wanted / (HIDDEN_DRAWS * queries.relevant.nnz)
-    return list_cold(candidates, side, weights, share)
+    candidates, pooled = _pooled(parts, sides)
+    weights = coordinate_ascent(candidates, pooled, _as_warm(channels, weights), over="cold")
+    if not side.cold.any():
+        scores, side = shown, hidden
+    few = torch.arange(min(PLACED, len(queries)))
+    total = _fused_scores([part[few] for part in scores], side, weights)
+    return place_cold(exclude(total, queries.take(few.numpy()).excluded), side.cold, weights)
 
 
 def _pooled(parts: Sequence[Candidates], sides: Sequence[ItemSide]) -> tuple[Candidates, ItemSide]:

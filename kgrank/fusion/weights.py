@@ -359,30 +359,40 @@ def lift_cold(
     return replace(weights, cold_bias=weights.cold_bias + lift)
 
 
-def list_cold(
-    candidates: Candidates, side: ItemSide, weights: FusionWeights, share: float, *, k: int = 10
+def place_cold(
+    scores: torch.Tensor, cold: npt.NDArray[np.bool_], weights: FusionWeights, *, k: int = 10
 ) -> FusionWeights:
-    """Raise the bias of cold items until they are `share` of the lists, no further.
+    """Raise the bias of cold items until they stand where little-known items should.
+
+    How much they are wanted is not known. So their mean place in the full lists is the middle, and
+    what their words and the graph say moves them up or down from there; and they are among the
+    first k at least half as often as the average item.
 
     Args:
-        candidates: what is ranked.
-        side: what the gates know of the items.
-        weights: where to start; returned unchanged if the lists hold as many.
-        share: of the k best of each query, those that are to be cold.
-        k: length of the lists.
+        scores: (n_queries × n_items) float32, fused with these weights; −inf where an item may not
+            be listed.
+        cold: (n_items) bool: what is raised.
+        weights: where to start; returned unchanged if the cold items stand high enough.
+        k: length of a list that somebody reads.
     """
-    objective = _Objective(candidates, side, k)
-    scores = objective.scores(torch.tensor(weights.vector(), dtype=torch.float32))
-    k = min(k, scores.shape[1])
+    is_cold = torch.from_numpy(cold)
+    k = min(k, len(cold))
+    others = scores[:, ~is_cold].sort(dim=1).values
+    raised = scores[:, is_cold]
+    n_others = torch.isfinite(others).sum(1, keepdim=True).clamp(min=1)
+    listed = torch.isfinite(raised)
 
-    def listed(lift: float) -> float:
-        lifted = (scores + lift * objective.cold).masked_fill(~candidates.real, -torch.inf)
-        return float(objective.cold.gather(1, lifted.topk(k, dim=1).indices).double().mean())
+    def high_enough(lift: float) -> bool:
+        above = others.shape[1] - torch.searchsorted(others, raised + lift, right=True)
+        if float((above / n_others)[listed].double().mean()) > 0.5:
+            return False
+        top = torch.where(is_cold, scores + lift, scores).topk(k, dim=1).indices
+        return float(is_cold[top].double().mean()) >= 0.5 * float(cold.mean())
 
-    if listed(0.0) >= share:
+    if not listed.any() or high_enough(0.0):
         return weights
-    high = float(scores[candidates.real].abs().max()) + 1.0
-    lift = _least(lambda lift: listed(lift) >= share, high)
+    finite = scores[torch.isfinite(scores)]
+    lift = _least(high_enough, float(finite.max() - finite.min()) + 1.0)
     return replace(weights, cold_bias=weights.cold_bias + lift)
 
 

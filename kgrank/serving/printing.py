@@ -145,8 +145,10 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         rows = [(metric, *(of[metric] for of in graphs.values())) for metric in result["metrics"]]
         print_table(("metric", *graphs), rows, "With the graph")
     for name, difference in result.get("graph_difference", {}).items():
-        gain, error = difference["ndcg@10"], difference["standard_error"]
-        print(f"NDCG@10, true minus {name}: {gain:+.4f} ± {error:.4f} (standard error)")
+        low, high = difference["interval"]
+        verdict = "more than noise" if difference["beyond_noise"] else "no more than noise"
+        gain = f"{difference['ndcg@10']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+        print(f"NDCG@10, true minus {name}: {gain}: {verdict}")
 
 
 def print_explanation(explanation: Explanation, names: Mapping[str, str]) -> None:

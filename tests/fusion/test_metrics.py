@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from kgrank.errors import DataError
-from kgrank.fusion.metrics import evaluate, hits_of, list_metrics
+from kgrank.fusion.metrics import evaluate, hits_of, list_metrics, paired_bootstrap
 
 Lists = list[npt.NDArray[np.int64]]
 
@@ -171,3 +171,29 @@ def test_what_cannot_be_scored_is_refused() -> None:
         evaluate(lists, wanted.drop(columns="item_id"))
     with pytest.raises(DataError, match="relevant: found no rows"):
         evaluate(lists, wanted.iloc[:0])
+
+
+def test_a_bootstrap_draws_users_with_all_their_lists() -> None:
+    """Two users, one of three lists: samples are (a, a), (b, b) and twice as often (a, b).
+
+    Their means are 1, 0 and 3/4; as single lists, samples of four would lie all over [0, 1].
+    """
+    ours, users = np.array([1.0, 1.0, 1.0, 0.0]), np.array([7, 7, 7, 2])
+    found = paired_bootstrap(ours, np.zeros(4), users)
+    assert found.mean == pytest.approx(0.75)
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert not found.beyond_noise
+
+
+def test_a_bootstrap_interval_is_that_of_the_normal_approximation() -> None:
+    """The mean of 400 lists of as many users, half a standard deviation above 0."""
+    rng = np.random.default_rng(0)
+    gain = rng.normal(0.5, 1.0, 400)
+    found = paired_bootstrap(gain + 1.0, np.ones(400), np.arange(400))
+    error = gain.std() / 20.0
+    assert found.low == pytest.approx(gain.mean() - 1.96 * error, abs=0.1 * error)
+    assert found.high == pytest.approx(gain.mean() + 1.96 * error, abs=0.1 * error)
+    assert found.beyond_noise
+    swapped = paired_bootstrap(np.ones(400), gain + 1.0, np.arange(400))
+    assert swapped.beyond_noise and swapped.high < 0.0
+    assert paired_bootstrap(gain, gain, np.arange(400)).beyond_noise is False

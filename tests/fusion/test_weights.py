@@ -15,7 +15,7 @@ from kgrank.fusion.weights import (
     _Objective,
     coordinate_ascent,
     lift_cold,
-    list_cold,
+    place_cold,
     softmax_regression,
 )
 
@@ -292,20 +292,40 @@ def test_where_no_lift_reaches_the_floor_the_weights_stay() -> None:
     assert lift_cold(candidates, side, weights, floor=0.3) is weights
 
 
-@pytest.mark.parametrize(("share", "lift"), [(0.01, 1.0), (0.05, 5.0), (0.1, 10.0)])
-def test_cold_items_are_lifted_to_their_share_of_the_lists(share: float, lift: float) -> None:
-    """The lists hold a hundred places; each further one needs 1 more."""
-    candidates, side = ladder()
-    lifted = list_cold(candidates, side, FusionWeights.equal(1), share)
-    assert lifted.cold_bias == pytest.approx(lift, abs=0.001)
-    many = replace(FusionWeights.equal(1), cold_bias=6.5)  # six are listed
-    assert list_cold(candidates, side, many, share=0.05) is many
+def test_cold_items_are_raised_to_the_middle_of_the_lists() -> None:
+    """Warm items score 1 to 10 for one user; for another only 19 and 20 may be listed.
+
+    A cold item at 0 passes five of ten with a lift of 5. Over both lists its mean place is the
+    middle once it has passed all ten of the one and none of the other.
+    """
+    one, other = torch.arange(1.0, 11.0), torch.arange(11.0, 21.0)
+    other[:8] = -torch.inf
+    scores = torch.stack([torch.cat([one, torch.zeros(1)]), torch.cat([other, torch.zeros(1)])])
+    start, cold = FusionWeights.equal(1), np.arange(11) == 10
+    raised = place_cold(scores, cold, start, k=11)
+    assert raised.cold_bias == pytest.approx(10.0, abs=0.001)
+    assert place_cold(scores[:1], cold, start, k=11).cold_bias == pytest.approx(5.0, abs=0.001)
+    scores[0, 10] = 7.5
+    assert place_cold(scores[:1], cold, start, k=11) is start
+    assert place_cold(scores, np.zeros(11, bool), start) is start
+
+
+def test_cold_items_are_raised_into_half_their_share_of_the_lists() -> None:
+    """Two of twelve are cold, in the middle with 5.5; lists of 3 should hold one in each four.
+
+    The mean of 2 / 12 / 2 = 1/12 of 3 places is a quarter of an item a list; with four lists one
+    item in one of them is enough: the one whose cold item scores 7 and must pass 8.
+    """
+    warm = torch.arange(1.0, 11.0).repeat(4, 1)
+    raised = torch.tensor([[5.5, 5.5], [5.5, 5.5], [5.5, 5.5], [7.0, 5.5]])
+    start, cold = FusionWeights.equal(1), np.arange(12) >= 10
+    found = place_cold(torch.cat([warm, raised], 1), cold, start, k=3)
+    assert found.cold_bias == pytest.approx(1.0, abs=0.001)  # above 8 of that list
 
 
 def test_items_left_out_are_neither_ranked_nor_relevant() -> None:
     candidates, side = ladder()
     without = candidates.without(side.cold)
     assert not without.relevant.any()
-    start = FusionWeights.equal(1)
-    lifted = list_cold(without, side, start, share=0.05)
-    assert not without.real[:, 10].any() and lifted.cold_bias > 20.0  # none is there to list
+    assert not without.real[:, 10].any()
+    assert without.real[:, :10].all()

@@ -441,4 +441,6 @@ def test_true_shuffled_and_no_graph_side_by_side(tiny_bundle: Bundle) -> None:
         difference = result["graph_difference"][other]
         by_means = result["graph"]["true"]["ndcg@10"] - result["graph"][other]["ndcg@10"]
         assert difference["ndcg@10"] == pytest.approx(by_means, abs=1e-9)
-        assert difference["standard_error"] >= 0.0
+        low, high = difference["interval"]
+        assert low <= difference["ndcg@10"] <= high
+        assert difference["beyond_noise"] == (low > 0.0 or high < 0.0)
