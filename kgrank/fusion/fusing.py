@@ -115,14 +115,14 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
 def _best(found: Mapping[str, npt.NDArray[np.float64]], singles: Sequence[str]) -> str:
     """The method with the best mean, but without the learned channel if that adds too little.
 
-    Too little is less than two standard errors of the difference, which chance alone exceeds once
-    in forty times. What is left must still be no worse than the best single channel.
+    Too little is less than one standard error of the difference (Breiman et al., 1984). What is
+    left must still be no worse than the best single channel.
     """
     mean = {name: values.mean() for name, values in found.items()}
     best = max(mean, key=lambda name: mean[name])
     if WITHOUT in found and mean[WITHOUT] >= max(mean[name] for name in singles):
         gain = found[best] - found[WITHOUT]
-        if gain.mean() < 2.0 * gain.std() / np.sqrt(len(gain)):
+        if gain.mean() < gain.std() / np.sqrt(len(gain)):
             return WITHOUT
     return best
 
