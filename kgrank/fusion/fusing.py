@@ -37,8 +37,8 @@ RELEVANT = 40_000  # relevant items of all queries
 COLD_SHARE = 0.85  # of the cold items one channel alone finds, the fused list keeps this much
 COLD_ENOUGH = 50  # relevant cold items on valid below which they say too little
 HIDDEN_SHARE = 0.1  # of the relevant items, hidden to learn of cold ones where there are too few
-PLACED = 500  # queries whose lists tell where cold items stand
 HIDDEN_DRAWS = 4  # of such tenths, all of which teach
+PLACED = 500  # queries whose lists tell where cold items stand
 BAGS, BAG_SHARE = 4, 0.7  # searches whose weights are averaged, and the queries each sees
 LEARNED = "learned"  # the channel that may be left out
 WITHOUT = "bagged without learned"
@@ -88,9 +88,9 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
             for name, method in _methods(candidates.take(rest), side, learned, seed).items():
                 of_method = found.setdefault(name, np.zeros(len(queries)))
                 of_method[judged] = _ndcg(part, side, queries.take(judged), method())
-    best = _best(found, [channel.name for channel in channels])
-    ndcg = {name: float(values.mean()) for name, values in found.items()}
     names = [channel.name for channel in channels]
+    best = _best(found, names)
+    ndcg = {name: float(values.mean()) for name, values in found.items()}
     kept = list(range(len(channels)))
     if best == WITHOUT:  # for products without history too
         kept.remove(names.index(LEARNED))
@@ -141,15 +141,13 @@ def _hidden_gate(
     candidates there, since that nobody wanted them on valid says nothing. The bias is that of
     `place_cold` for the latter, or for hidden ones where there are none.
     """
-    parts, sides = [], []
-    for draw in range(HIDDEN_DRAWS):
-        shown, hidden = _hide(channels, scores, side, queries, seed + draw)
-        parts.append(_candidates(shown, hidden, queries).without(side.cold))
-        sides.append(hidden)
-    candidates, pooled = _pooled(parts, sides)
+    draws = range(seed, seed + HIDDEN_DRAWS)
+    views = [_hide(channels, scores, side, queries, draw) for draw in draws]
+    parts = [_candidates(*view, queries).without(side.cold) for view in views]
+    candidates, pooled = _pooled(parts, [hidden for _, hidden in views])
     weights = coordinate_ascent(candidates, pooled, _as_warm(channels, weights), over="cold")
     if not side.cold.any():
-        scores, side = shown, hidden
+        scores, side = views[-1]
     few = torch.arange(min(PLACED, len(queries)))
     total = _fused_scores([part[few] for part in scores], side, weights)
     return place_cold(exclude(total, queries.take(few.numpy()).excluded), side.cold, weights)

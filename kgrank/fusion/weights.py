@@ -372,7 +372,8 @@ def place_cold(
         scores: (n_queries × n_items) float32, fused with these weights; −inf where an item may not
             be listed.
         cold: (n_items) bool: what is raised.
-        weights: where to start; returned unchanged if the cold items stand high enough.
+        weights: where to start; returned unchanged if the cold items stand high enough, or if no
+            lift brings them there.
         k: length of a list that somebody reads.
     """
     is_cold = torch.from_numpy(cold)
@@ -392,12 +393,14 @@ def place_cold(
     if not listed.any() or high_enough(0.0):
         return weights
     finite = scores[torch.isfinite(scores)]
-    lift = _least(high_enough, float(finite.max() - finite.min()) + 1.0)
-    return replace(weights, cold_bias=weights.cold_bias + lift)
+    high = float(finite.max() - finite.min()) + 1.0
+    if not high_enough(high):  # most lists may not hold them
+        return weights
+    return replace(weights, cold_bias=weights.cold_bias + _least(high_enough, high))
 
 
 def _least(reached: Callable[[float], bool], high: float) -> float:
-    """The least value in [0, high] from which on it is `reached`, by bisection; else `high`."""
+    """The least value from which on it is `reached`, which it is at `high`; by bisection."""
     low = 0.0
     for _ in range(20):
         middle = (low + high) / 2.0

@@ -83,7 +83,7 @@ def item_entity_matrix(graph: KnowledgeGraph, items: Vocabulary) -> ItemEntityMa
     return ItemEntityMatrix(matrix, read_only(columns), read_only(edge_indptr), read_only(edges))
 
 
-def entity_features(weights: Any) -> sparse.csr_matrix:
+def entity_features(weights: sparse.csr_matrix) -> sparse.csr_matrix:
     """Rows for the graph channel: IDF-weighted entities, scaled to length 1.
 
     An entity of one item links nothing and is dropped.

@@ -79,7 +79,7 @@ def test_the_loss_is_the_softmax_of_the_cosines(even_events: pd.DataFrame) -> No
 
 
 def test_what_is_chosen_again_is_no_target() -> None:
-    """A user's a, b, a, c, b, d: after each first time, the next new items are b, c and d."""
+    """A user's a, b, a, c, b on train: new after a history are b and c, never a or b again."""
     rows = [(f"u{n}", item, place) for n in range(30) for place, item in enumerate("abacbd")]
     events = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
     last = events["timestamp"] == 5

@@ -183,6 +183,8 @@ def test_a_bootstrap_draws_users_with_all_their_lists() -> None:
     assert found.mean == pytest.approx(0.75)
     assert (found.low, found.high) == (0.0, 1.0)
     assert not found.beyond_noise
+    alone = paired_bootstrap(ours[:3], np.zeros(3), users[:3])
+    assert (alone.mean, alone.beyond_noise) == (1.0, False)
 
 
 def test_a_bootstrap_interval_is_that_of_the_normal_approximation() -> None:

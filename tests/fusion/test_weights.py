@@ -323,6 +323,14 @@ def test_cold_items_are_raised_into_half_their_share_of_the_lists() -> None:
     assert found.cold_bias == pytest.approx(1.0, abs=0.001)  # above 8 of that list
 
 
+def test_cold_items_that_most_lists_may_not_hold_stay_where_they_are() -> None:
+    """One of forty lists may hold the cold item: 1/80 of the places of two, less than 1/22."""
+    scores = torch.cat([torch.arange(1.0, 11.0).repeat(40, 1), torch.zeros(40, 1)], 1)
+    scores[1:, 10] = -torch.inf
+    start = FusionWeights.equal(1)
+    assert place_cold(scores, np.arange(11) == 10, start, k=2) is start
+
+
 def test_items_left_out_are_neither_ranked_nor_relevant() -> None:
     candidates, side = ladder()
     without = candidates.without(side.cold)

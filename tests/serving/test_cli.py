@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kgrank.data import sample_shop
+from kgrank.kg.tables import read_tables
 from kgrank.serving.cli import app
 from kgrank.serving.printing import print_table
 from kgrank.serving.recommender import Recommender
@@ -83,7 +84,10 @@ def test_an_explanation_adds_up_in_every_format(shop_models: Path) -> None:
 def test_similar_and_profile(shop_models: Path) -> None:
     alike = answer("similar", shop_models, "--item", "brook-bottle", "-n", 3)["similar"]
     assert [row["rank"] for row in alike] == [1, 2, 3]
-    assert "242" in {row["item_id"] for row in alike}  # another insulated bottle of the brand
+    items = read_tables(sample_shop()).items.set_index("item_id")
+    found = items.loc[[row["item_id"] for row in alike]]
+    assert set(found["category"]) == {"Water bottles"}
+    assert found["brand"].iloc[0] == items.loc["brook-bottle", "brand"]
     assert answer("profile", shop_models, "--user", "u-ada")["events"] == {"purchase": 3}
 
 
