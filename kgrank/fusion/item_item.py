@@ -18,6 +18,9 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
+from kgrank.fusion.local_ridge import local_ridge
+from kgrank.fusion.products import at_least
+
 EXACT_ITEMS = 4_096  # up to here one inverse takes seconds, and is exact
 LARGE_ITEMS = 16_384  # beyond that, moments see recent events and rare features alone
 RARE = 200  # a word or entity of more items than this is not rare
@@ -64,29 +67,42 @@ class Moments:
         """Whether inputs and outputs differ, so that an item may point to itself."""
         return self.cross is not self.gram
 
-    def weights(self, ridge: Ridge, *, neighbors: int) -> sp.csr_matrix:
+    def weights(
+        self, ridge: Ridge, *, neighbors: int, precision: torch.dtype = torch.float64
+    ) -> sp.csr_matrix:
         """Item–item weights B (n_items × n_items) float32 CSR: history row · B = scores.
 
         Args:
             ridge: penalties and side rows.
             neighbors: entries a column, at most (four times as many where it is exact).
+            precision: of an exact solution; in float32, which is faster, it is off by some 1e-6 of
+                its largest entry.
         """
         if isinstance(self.gram, np.ndarray):
-            return self._exact(ridge, keep=4 * neighbors)
+            return self._exact(ridge, 4 * neighbors, precision)
         return self._local(ridge, neighbors)
 
-    def _exact(self, ridge: Ridge, keep: int) -> sp.csr_matrix:
+    def _exact(self, ridge: Ridge, keep: int, precision: torch.dtype) -> sp.csr_matrix:
         gram, cross = self.gram, self.cross
         for name, weight, _ in self._sides(ridge):
             shared = np.float32(weight) * self._shared[name]
             gram = gram + shared
             cross = cross + shared if self.directed else gram
         penalty = ridge.penalty + ridge.dropout * gram.diagonal()
-        return _exact(gram, cross, penalty, directed=self.directed, keep=keep)
+        full = torch.from_numpy(gram).to(precision, copy=True)
+        full.diagonal().add_(torch.from_numpy(penalty).to(precision))
+        factor, failed = torch.linalg.cholesky_ex(full)
+        if failed:  # too little penalty for this precision
+            factor = torch.linalg.cholesky(full.double())
+        if self.directed:
+            weights = torch.cholesky_solve(torch.from_numpy(cross).to(factor.dtype), factor)
+        else:
+            inverse = torch.cholesky_inverse(factor)
+            weights = inverse.div_(-inverse.diagonal().clone())
+            weights.fill_diagonal_(0.0)
+        return _largest(weights.float(), keep)
 
     def _local(self, ridge: Ridge, neighbors: int) -> sp.csr_matrix:
-        from kgrank.fusion.local_ridge import local_ridge  # numba takes a while to load
-
         nothing = sp.csr_matrix((self.gram.shape[0], 1), dtype=np.float32)
         rows = [np.float32(np.sqrt(weight)) * rows for _, weight, rows in self._sides(ridge)]
         side = sp.hstack([nothing, *rows], format="csr", dtype=np.float32)
@@ -136,39 +152,8 @@ def side_rows(features: sp.csr_matrix) -> sp.csr_matrix | None:
     return features if features.nnz else None
 
 
-def _exact(
-    gram: Dense,
-    cross: Dense,
-    penalty: Dense,
-    *,
-    directed: bool,
-    keep: int,
-) -> sp.csr_matrix:
-    """All columns at once, in float64; then the `keep` largest entries of each."""
-    full = torch.from_numpy(gram).double()
-    full.diagonal().add_(torch.from_numpy(penalty).double())
-    factor = torch.linalg.cholesky(full)
-    if directed:
-        weights = torch.cholesky_solve(torch.from_numpy(cross).double(), factor)
-    else:
-        inverse = torch.cholesky_inverse(factor)
-        weights = -inverse / inverse.diagonal()
-        weights.fill_diagonal_(0.0)
+def _largest(weights: torch.Tensor, keep: int) -> sp.csr_matrix:
+    """The `keep` entries of each column that are farthest from 0, and those equal to the last."""
     n_items = len(weights)
-    rows = weights.abs().topk(min(keep, n_items), dim=0).indices  # (keep, n_items)
-    values = weights.gather(0, rows).float()
-    columns = torch.arange(n_items).expand_as(rows)
-    return _assemble(rows.numpy(), columns.numpy(), values.numpy(), n_items)
-
-
-def _assemble(
-    rows: npt.NDArray[np.int64],
-    columns: npt.NDArray[np.int64],
-    values: npt.NDArray[np.float32],
-    n_items: int,
-) -> sp.csr_matrix:
-    kept = values != 0.0
-    entries = (values[kept], (rows[kept], columns[kept]))
-    weights = sp.csr_matrix(entries, (n_items, n_items), dtype=np.float32)
-    weights.sort_indices()
-    return weights
+    least = weights.abs().topk(min(keep, n_items), dim=0, sorted=False).values.amin(0)
+    return at_least(weights.numpy(), least.numpy())

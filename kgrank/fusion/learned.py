@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 FULL_SOFTMAX = 20_000  # items
 NEGATIVES = 4_096  # shared by a batch, in a larger catalogue
-CHUNK = 16_000_000  # rows × items whose scores are held at a time: 64 MB
+CHUNK = 4_000_000  # rows × items whose scores are held at a time: 16 MB
+WALK_EVERY = 4  # batches for which one walk over the graph serves, at most
+WALKS = 24  # walks of an epoch, at least, but for one a batch
 WINDOW = 50  # events of a history in order of time
 MOST_NEXT = 10  # targets in order of time: a twentieth of a mean history, so many at most
 MOMENTS = 8  # rows a user and epoch, at most
@@ -187,6 +189,7 @@ class Rows:
         targets: (n_rows × n_next) int64 item numbers.
         real: (n_rows × n_next) bool: whether there is such a target.
         negatives: (n_negatives) int64 item numbers; None = all items.
+        walks: whether this batch walks the graph, and moves what is learned there.
     """
 
     history: npt.NDArray[np.int64]
@@ -195,6 +198,7 @@ class Rows:
     targets: npt.NDArray[np.int64]
     real: npt.NDArray[np.bool_]
     negatives: npt.NDArray[np.int64] | None
+    walks: bool
 
 
 class NextItems(nn.Module):
@@ -212,6 +216,8 @@ class NextItems(nn.Module):
         ages = torch.arange(1, window + 1, dtype=torch.float32)
         self.age = nn.Parameter(-power * torch.log(ages))
         self.kind = nn.Parameter(torch.zeros(n_kinds))
+        self.shared: Tensor  # what the last walk over the graph found
+        self.register_buffer("shared", torch.zeros_like(encoder.target))
 
 
 class NextItemTask:
@@ -254,71 +260,83 @@ class NextItemTask:
         popularity = np.bincount(histories.items, minlength=histories.n_items) ** 0.75
         expected = NEGATIVES * popularity / max(popularity.sum(), 1e-12)
         self.inclusion = np.minimum(expected + 1e-3, 1.0)
+        self._waiting: Tensor | None = None  # `module.shared` with its gradients since
 
     def batches(self, epoch: int) -> Sequence[Rows]:
         """The moments of an epoch, MOMENTS a user at most, in random order."""
         self.module.encoder.draw(epoch)
         return _Epoch(self, epoch)
 
+    @property
+    def settled(self) -> bool:
+        """Whether no gradient waits for the next walk over the graph."""
+        return self._waiting is None or self._waiting.grad is None
+
     def loss(self, batch: Rows, share: slice) -> Tensor:
         """Mean over rows of the mean over their targets of −log softmax.
 
-        The encoder runs once; the rows are scored in chunks whose gradients are gathered on its
-        output, so that memory stays bounded and the graph is walked once a step.
+        On a batch that does not walk the graph, what words and graph bring is what the last walk
+        found; the gradients for it wait, and the next walk carries them to their parameters.
         """
-        vectors: tuple[Tensor, Tensor] = self.module.encoder()
-        targets = vectors[1]
-        outputs = [*vectors, self.module.age, self.module.kind]
-        leaves = [output.detach().requires_grad_() for output in outputs]
-        n = len(range(len(batch.history))[share])
+        module, at = self.module, self.device
+        if batch.walks:
+            shared = module.encoder.shared()
+        else:
+            self._waiting = shared = self._held()
+        vectors: tuple[Tensor, Tensor] = module.encoder(shared)
         rows = np.arange(len(batch.history))[share]
-        width = targets.shape[0] if batch.negatives is None else len(batch.negatives)
-        size = max(1, CHUNK // max(width, 1))
-        value = torch.zeros((), device=self.device)
-        for start in range(0, n, size):
-            part = self._chunk(leaves, batch, rows[start : start + size]) / len(batch.history)
-            if part.requires_grad and torch.is_grad_enabled():
-                part.backward()  # type: ignore[no-untyped-call]
-            value += part.detach()
-        gathered = [
-            (output * leaf.grad).sum()
-            for output, leaf in zip(outputs, leaves, strict=True)
-            if leaf.grad is not None
-        ]
-        if not gathered:
-            return value + 0.0 * targets.sum()
-        carried: Tensor = torch.stack(gathered).sum()
-        return torch.add(carried, (value - carried).detach())
-
-    def _chunk(
-        self, leaves: Sequence[Tensor], batch: Rows, rows: npt.NDArray[np.integer]
-    ) -> Tensor:
-        sources, targets, age, kind = leaves
-        at = self.device
         real = torch.from_numpy(batch.weights[rows]).to(at)
-        weights = torch.exp(age + kind[torch.from_numpy(batch.kinds[rows]).to(at)]) * real
+        kinds = torch.from_numpy(batch.kinds[rows]).to(at)
         history = torch.from_numpy(batch.history[rows]).to(at)
         users = nn.functional.embedding_bag(
-            history, sources, mode="sum", per_sample_weights=weights
+            history,
+            vectors[0],
+            mode="sum",
+            per_sample_weights=torch.exp(module.age + module.kind[kinds]) * real,
         )
         users = nn.functional.normalize(users, dim=1) / self.temperature
         wanted = torch.from_numpy(batch.targets[rows]).to(at)
         counted = torch.from_numpy(batch.real[rows]).to(at).float()
-        counted = counted / counted.sum(1, keepdim=True).clamp(min=1.0)
+        counted = counted / counted.sum(1, keepdim=True).clamp(min=1.0) / len(batch.history)
         if batch.negatives is None:
-            scores = users @ targets.T
-            own = scores.gather(1, wanted)
-            scores = scores.masked_fill(_marked(history, real, scores.shape[1]), -torch.inf)
-            return ((scores.logsumexp(1, keepdim=True) - own) * counted).sum()
+            met = torch.where(real, history, history[:, :1])
+            loss = cast(Tensor, _Softmax.apply(users, vectors[1], met, wanted, counted))  # type: ignore[no-untyped-call]
+        else:
+            blocked = torch.cat([wanted, torch.where(real, history, wanted[:, :1])], 1)
+            loss = self._sampled(users, vectors[1], batch.negatives, blocked, wanted, counted)
+        if batch.walks:
+            if self._waiting is not None and self._waiting.grad is not None:
+                carried = (shared * self._waiting.grad).sum()
+                loss = loss + (carried - carried.detach())
+            module.shared.copy_(shared.detach())
+            self._waiting = None
+        return loss
+
+    def _held(self) -> Tensor:
+        """What the last walk found, as a leaf on which gradients gather."""
+        if self._waiting is None:
+            return self.module.shared.clone().requires_grad_()
+        return self._waiting
+
+    def _sampled(
+        self,
+        users: Tensor,
+        targets: Tensor,
+        negatives: npt.NDArray[np.int64],
+        blocked: Tensor,
+        wanted: Tensor,
+        counted: Tensor,
+    ) -> Tensor:
+        """The loss over each row's targets and the shared negatives but for those `blocked`."""
+        drawn = torch.from_numpy(negatives).to(self.device)
+        inclusion = torch.from_numpy(np.log(self.inclusion[negatives])).float().to(self.device)
         own = torch.einsum("rd,rtd->rt", users, targets[wanted])
-        drawn = torch.from_numpy(batch.negatives).to(at)
-        inclusion = torch.from_numpy(np.log(self.inclusion[batch.negatives])).float().to(at)
         scores = users @ targets[drawn].T - inclusion
-        hit = torch.zeros(targets.shape[0], dtype=torch.long, device=at)
-        hit[drawn] = torch.arange(1, len(drawn) + 1, device=at)
-        place = torch.cat([hit[wanted], hit[history] * real], 1) - 1
-        blocked = _marked(place, place >= 0, len(drawn))  # the row's own targets, and what was met
-        rest = scores.masked_fill(blocked, -torch.inf).logsumexp(1, keepdim=True)
+        place = torch.full((len(targets),), len(drawn), device=self.device)
+        place[drawn] = torch.arange(len(drawn), device=self.device)
+        marks = torch.zeros(len(users), len(drawn) + 1, dtype=torch.bool, device=self.device)
+        marks = marks.scatter_(1, place[blocked], True)[:, :-1]
+        rest = scores.masked_fill(marks, -torch.inf).logsumexp(1, keepdim=True)
         return ((torch.logaddexp(rest, own) - own) * counted).sum()
 
     def judge(self) -> float:
@@ -344,10 +362,40 @@ class NextItemTask:
         return sp.csr_matrix((values, history[real], starts), (len(spans.first), histories.n_items))
 
 
-def _marked(places: Tensor, real: Tensor, width: int) -> Tensor:
-    """(n_rows × width) bool: true at those of each row's `places` that are `real`."""
-    marks = torch.zeros(len(places), width + 1, dtype=torch.bool, device=places.device)
-    return marks.scatter_(1, torch.where(real, places, width), True)[:, :-1]
+class _Softmax(torch.autograd.Function):
+    """Σ over rows and targets of counted · −log softmax over all items but for those met.
+
+    Scores are cosines over the temperature, so that no exponential overflows and one pass over them
+    does. The gradients are worked out beside the loss, CHUNK scores at a time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, users: Tensor, targets: Tensor, met: Tensor, wanted: Tensor, counted: Tensor
+    ) -> Tensor:
+        of_users, of_targets = torch.empty_like(users), torch.zeros_like(targets)
+        loss = torch.zeros((), device=users.device)
+        size = max(1, CHUNK // max(1, len(targets)))
+        for start in range(0, len(users), size):
+            part = slice(start, start + size)
+            scores = users[part] @ targets.T
+            own = scores.gather(1, wanted[part])
+            scores.scatter_(1, met[part], -torch.inf).exp_()
+            total = scores.sum(1, keepdim=True).clamp(min=1e-30)
+            share = counted[part].sum(1, keepdim=True)
+            loss += (share * total.log()).sum() - (counted[part] * own).sum()
+            # d loss / d score = share · exp(score) / total − counted, here times total / share
+            scores.scatter_add_(1, wanted[part], -counted[part] * total / share.clamp(min=1e-30))
+            factor = share / total
+            of_users[part] = (scores @ targets).mul_(factor)
+            of_targets.addmm_(scores.T, users[part] * factor)
+        ctx.save_for_backward(of_users, of_targets)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        of_users, of_targets = ctx.saved_tensors
+        return of_users * gradients[0], of_targets * gradients[0], None, None, None
 
 
 def first_time(histories: Histories) -> npt.NDArray[np.bool_]:
@@ -400,7 +448,9 @@ class _Epoch(Sequence[Rows]):
             rng = np.random.default_rng((task.seed, self.epoch, number))
             drawn = rng.random(histories.n_items) < task.inclusion
             negatives = np.flatnonzero(drawn)
-        return Rows(history, real, kinds, targets, is_target, negatives)
+        every = min(WALK_EVERY, max(1, len(self) // WALKS))
+        walks = number % every == 0 or number == len(self) - 1
+        return Rows(history, real, kinds, targets, is_target, negatives, walks)
 
 
 def _before(

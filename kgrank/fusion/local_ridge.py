@@ -15,29 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from kgrank.compiled import compiled
+
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Four = tuple[Any, Any, Any, Any]  # float32
 
 BLOCK = 1 << 26  # floats of lower triangles that are held at a time, by all threads: 256 MiB
-
-
-def _compiled(function: Function) -> Function:
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc"}}
-    try:
-        compiled: Function = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        compiled = numba.njit(**options)(function)
-    return compiled
 
 
 class Rows(NamedTuple):
@@ -132,14 +123,14 @@ def local_ridge(
     return weights.tocsr()
 
 
-@_compiled
+@compiled
 def _empty(n_items: int) -> Buffer:
     return Buffer(
         np.zeros(n_items, np.float32), np.zeros(n_items, np.bool_), np.empty(n_items, np.int32)
     )
 
 
-@_compiled
+@compiled
 def _unpack(row: int, summed: Summed, buffer: Buffer) -> int:
     """Adds the row to the empty buffer; the number of items in its list, n_items if not listed."""
     own, side, turned = summed
@@ -175,7 +166,7 @@ def _unpack(row: int, summed: Summed, buffer: Buffer) -> int:
     return n
 
 
-@_compiled
+@compiled
 def _clear(buffer: Buffer, n: int) -> None:
     values, is_set, items = buffer
     if n == len(values):
@@ -187,7 +178,7 @@ def _clear(buffer: Buffer, n: int) -> None:
         is_set[item] = False
 
 
-@_compiled
+@compiled
 def _choose(
     first: int, last: int, cross: Summed, with_self: bool, near: Ints, wanted: Floats, counts: Ints
 ) -> None:
@@ -213,7 +204,7 @@ def _choose(
         _clear(buffer, n)
 
 
-@_compiled
+@compiled
 def _push(values: Floats, items: Ints, found: int, value: float, item: int) -> int:
     """Puts one item into a heap of the best, the worst on top; how many it holds then."""
     k = len(values)
@@ -244,12 +235,12 @@ def _push(values: Floats, items: Ints, found: int, value: float, item: int) -> i
     return found
 
 
-@_compiled
+@compiled
 def _worse(value: float, item: int, other_value: float, other_item: int) -> bool:
     return value < other_value or (value == other_value and item > other_item)
 
 
-@_compiled
+@compiled
 def _fill(
     first: int,
     last: int,
@@ -287,7 +278,7 @@ def _fill(
         _clear(buffer, n)
 
 
-@_compiled
+@compiled
 def _solve(first: int, last: int, counts: Ints, triangles: Floats, solved: Floats) -> None:
     """Solves the systems of columns first to last; `solved` holds their right sides before."""
     k = solved.shape[1]
@@ -309,7 +300,7 @@ def _solve(first: int, last: int, counts: Ints, triangles: Floats, solved: Float
                 x[column] -= system[row, column] * x[row]
 
 
-@_compiled
+@compiled
 def _factor(system: Floats, m: int) -> None:
     """Cholesky in place of rows 0 to m - 1, with the diagonal inverted; row m becomes L⁻¹ · row m.
 
@@ -340,7 +331,7 @@ def _factor(system: Floats, m: int) -> None:
                     raise np.linalg.LinAlgError("A system is not positive definite.")
 
 
-@_compiled
+@compiled
 def _products(
     row: Floats, other: Floats, a: Floats, b: Floats, c: Floats, d: Floats, n: int
 ) -> tuple[Four, Four]:
@@ -359,7 +350,7 @@ def _products(
     return (row_a, row_b, row_c, row_d), (other_a, other_b, other_c, other_d)
 
 
-@_compiled
+@compiled
 def _settled(
     row: Floats,
     a: Floats,

@@ -52,6 +52,10 @@ class Task(Protocol[Batch]):
     def judge(self) -> float:
         """How good the module is on valid; higher is better."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether the module holds all there is to know: a checkpoint may be written."""
+
 
 class Sink(Protocol):
     """Where figures go while a model is trained: TensorBoard, MLflow, W&B, a file."""
@@ -165,7 +169,8 @@ class Loop(Generic[Batch]):
                 self.report(words, done + 1, epochs * len(batches))
                 for sink in self.sinks:
                     sink.log(done + 1, {"loss": loss, "rate": rate})
-                if time.monotonic() - saved > settings.checkpoint_seconds:
+                late = time.monotonic() - saved > settings.checkpoint_seconds
+                if late and self.task.settled:
                     self._save()
                     saved = time.monotonic()
             self._end_epoch(state.epoch * len(batches) + len(batches), len(batches))
@@ -197,9 +202,8 @@ class Loop(Generic[Batch]):
         if world > 1:
             dist.all_reduce(value)
             for parameter in module.parameters():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
+                if parameter.grad is not None:  # or it is None in all processes
+                    dist.all_reduce(parameter.grad)
         norm = nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
         if not (math.isfinite(float(value)) and math.isfinite(float(norm))):
             what = "a gradient" if math.isfinite(float(value)) else f"a loss of {float(value)}"

@@ -219,26 +219,9 @@ class _GatedItems:
         ]
         last = torch.full((len(spans), 1), float(bias), device=out.device)
         torch.mm(torch.cat([*columns, last], dim=1), self.dense.T, out=out)
-        step = max(1, CELLS // 8 // out.shape[1])  # a sparse entry takes some 40 bytes, a score 4
         for channel, form, gate in self.others:
-            for start in range(0, len(spans), step):
-                part = histories.weights(spans[start : start + step], channel.decay)
-                rows = form.scaled(part)[0]
-                some = out[start : start + step]
-                if isinstance(rows, torch.Tensor):
-                    device = out.device
-                    some.addcmul_(rows.to(device), torch.from_numpy(gate).to(device))
-                else:
-                    _add(some, rows, gate)
+            form.add_scaled(histories.weights(spans, channel.decay), gate, out)
         return out
-
-
-def _add(scores: torch.Tensor, sparse: sp.csr_matrix, gate: npt.NDArray[np.float32]) -> None:
-    """Add the rows of `sparse`, each entry times its item's gate."""
-    rows = np.repeat(np.arange(len(scores)) * scores.shape[1], np.diff(sparse.indptr))
-    values = sparse.data * gate[sparse.indices]
-    places = torch.from_numpy(rows + sparse.indices).to(scores.device)
-    scores.view(-1).index_add_(0, places, torch.from_numpy(values).to(scores.device))
 
 
 def exclude(scores: torch.Tensor, items: sp.csr_matrix) -> torch.Tensor:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from kgrank.fusion.channels import Form, ItemItem
 from kgrank.fusion.evidence import Evidence
@@ -127,7 +128,7 @@ def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors:
 
     @lru_cache(maxsize=4)
     def form(ridge: Ridge, power: float) -> ItemItem:
-        return ItemItem(moments(power).weights(ridge, neighbors=neighbors))
+        return ItemItem(moments(power).weights(ridge, neighbors=neighbors, precision=torch.float32))
 
     has_entities = evidence.features.entities.nnz > 0
     has_words = evidence.features.words.nnz > 0
@@ -161,7 +162,7 @@ def choose_ease(trial: Trial, evidence: Evidence, *, neighbors: int) -> float:
     moments = Evidence.of_events(evidence.histories).linear_moments()
 
     def score(penalty: float) -> float:
-        weights = moments.weights(Ridge(penalty), neighbors=neighbors)
+        weights = moments.weights(Ridge(penalty), neighbors=neighbors, precision=torch.float32)
         return trial.ndcg(ItemItem(weights), Decay())
 
     return _climb(PENALTIES, 100.0, score(100.0), score)[0]

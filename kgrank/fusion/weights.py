@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -184,49 +183,6 @@ class Candidates:
         return self.take(torch.nonzero(self.relevant.any(1))[:, 0].numpy())
 
 
-class _Objective:
-    """NDCG@k of candidate lists as a function of the parameter vector; ties count as misses."""
-
-    def __init__(self, candidates: Candidates, side: ItemSide, k: int) -> None:
-        self.c = candidates
-        self.k = k
-        items = candidates.items
-        self.popularity = torch.from_numpy(side.popularity)[items]
-        self.trend = torch.from_numpy(side.trend)[items]
-        self.cold = torch.from_numpy(side.cold)[items]
-        self.rows, self.places = candidates.relevant.nonzero(as_tuple=True)
-        self.discount = 1.0 / torch.log2(torch.arange(2, k + 2, dtype=torch.float32))
-        ideal = self.discount.cumsum(0)[candidates.n_relevant.clamp(max=k) - 1]
-        self.share = 1.0 / (ideal[self.rows] * max(len(candidates), 1))
-
-    def part(self, vector: torch.Tensor, channel: int) -> torch.Tensor:
-        """What one channel adds to every candidate's score; channel -1 is the bias."""
-        n = self.c.scores.shape[2]
-        if channel < 0:
-            return torch.where(self.cold, vector[-1], vector[-2] * self.trend)
-        warm = (vector[channel] + vector[n + channel] * self.popularity).clamp(min=0.0)
-        return torch.where(self.cold, vector[2 * n + channel], warm) * self.c.scores[:, :, channel]
-
-    def scores(self, vector: torch.Tensor) -> torch.Tensor:
-        """(n_queries × n_candidates) fused scores."""
-        total = self.part(vector, -1)
-        for channel in range(self.c.scores.shape[2]):
-            total = total + self.part(vector, channel)
-        return total
-
-    def ranks(self, scores: torch.Tensor) -> torch.Tensor:
-        """How many candidates are at least as good as each relevant one, (n_relevant) int64."""
-        masked = scores.masked_fill(~self.c.real, -torch.inf)
-        own = masked[self.rows, self.places]
-        return (masked[self.rows] >= own[:, None]).sum(1) - 1
-
-    def value(self, scores: torch.Tensor) -> float:
-        """Mean NDCG@k."""
-        ranks = self.ranks(scores)
-        listed = ranks < self.k
-        return float((self.discount[ranks[listed]] * self.share[listed]).sum())
-
-
 def softmax_regression(
     candidates: Candidates, side: ItemSide, start: FusionWeights, *, steps: int = 40
 ) -> FusionWeights:
@@ -268,97 +224,6 @@ def _design(candidates: Candidates, side: ItemSide) -> torch.Tensor:
     return torch.cat([warm_scores, warm_scores * popularity, scores * cold, biases])
 
 
-def coordinate_ascent(
-    candidates: Candidates,
-    side: ItemSide,
-    start: FusionWeights,
-    *,
-    k: int = 10,
-    rounds: int = 3,
-    over: Literal["all", "warm", "cold"] = "all",
-) -> FusionWeights:
-    """Direct search on NDCG@k (Metzler and Croft, 2007), one parameter at a time.
-
-    Args:
-        candidates: what is ranked.
-        side: what the gates know of the items.
-        start: where the search begins.
-        k: cut-off of the NDCG.
-        rounds: passes over all parameters, each with half the steps of the one before.
-        over: which parameters: of items seen in training, of the others, or both.
-    """
-    objective = _Objective(candidates, side, k)
-    n = len(start.weight)
-    vector = torch.tensor(start.vector(), dtype=torch.float32)
-    size = max(float(vector[:n].abs().max()), 1e-3)
-    parts = {c: objective.part(vector, c) for c in range(-1, n)}
-    total = torch.stack(list(parts.values())).sum(0)
-    best = objective.value(total)
-    step = 0.5
-    for _ in range(rounds):
-        before = best
-        for place in range(len(vector)):
-            of_cold = 2 * n <= place < 3 * n or place == 3 * n + 1
-            if over == ("warm" if of_cold else "cold"):
-                continue
-            channel = place % n if place < 3 * n else -1
-            others = total - parts[channel]
-            old = float(vector[place])
-            for moved in _moves(old, size, step, signed=n <= place < 2 * n or place >= 3 * n):
-                trial = vector.clone()
-                trial[place] = moved
-                part = objective.part(trial, channel)
-                value = objective.value(others + part)
-                if value > best + 1e-7:
-                    best, vector, parts[channel] = value, trial, part
-            total = others + parts[channel]
-        step /= 2.0
-        if best - before < 1e-5:
-            break
-    return FusionWeights.from_vector(vector.numpy().astype(np.float64))
-
-
-def _moves(old: float, size: float, step: float, *, signed: bool) -> list[float]:
-    """Values to try for one parameter around its present one."""
-    moves = [old * (1.0 + step), old / (1.0 + step), 0.0]
-    moves += [
-        old + step * size,
-        old - step * size,
-        old + 0.2 * step * size,
-        old - 0.2 * step * size,
-    ]
-    return sorted({m for m in moves if m != old and (signed or m >= 0.0)})
-
-
-def lift_cold(
-    candidates: Candidates, side: ItemSide, weights: FusionWeights, floor: float, *, k: int = 10
-) -> FusionWeights:
-    """Raise the bias of cold items until their recall@k reaches `floor`, no further.
-
-    Args:
-        candidates: what is ranked; the cold items relevant there are what recall is taken over.
-        side: what the gates know of the items.
-        weights: where to start; returned unchanged if they reach the floor, or if no lift can.
-        floor: recall@k of relevant cold items to reach.
-        k: cut-off.
-    """
-    objective = _Objective(candidates, side, k)
-    cold = objective.cold[objective.rows, objective.places]
-    scores = objective.scores(torch.tensor(weights.vector(), dtype=torch.float32))
-
-    def recall(lift: float) -> float:
-        ranks = objective.ranks(scores + lift * objective.cold)
-        return float((ranks[cold] < k).double().mean())
-
-    if not cold.any() or recall(0.0) >= floor:
-        return weights
-    high = float(scores[candidates.real].abs().max()) + 1.0
-    if recall(high) < floor:  # above all warm items they still miss it: no lift can reach it
-        return weights
-    lift = _least(lambda lift: recall(lift) >= floor, high)
-    return replace(weights, cold_bias=weights.cold_bias + lift)
-
-
 def place_cold(
     scores: torch.Tensor, cold: npt.NDArray[np.bool_], weights: FusionWeights, *, k: int = 10
 ) -> FusionWeights:
@@ -396,10 +261,10 @@ def place_cold(
     high = float(finite.max() - finite.min()) + 1.0
     if not high_enough(high):  # most lists may not hold them
         return weights
-    return replace(weights, cold_bias=weights.cold_bias + _least(high_enough, high))
+    return replace(weights, cold_bias=weights.cold_bias + least(high_enough, high))
 
 
-def _least(reached: Callable[[float], bool], high: float) -> float:
+def least(reached: Callable[[float], bool], high: float) -> float:
     """The least value from which on it is `reached`, which it is at `high`; by bisection."""
     low = 0.0
     for _ in range(20):

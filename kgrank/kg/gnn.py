@@ -43,7 +43,7 @@ class GraphInput:
 
     Attributes:
         known: (n_items × n_facts) CSR float32: which facts hold of an item, each row of length 1.
-            A fact is a (relation, tail) pair.
+            A fact is a (relation, tail) pair that holds of two items or more.
         relations: (n_facts) int64, the relation of each fact.
         tails: (n_facts) int64, the entity (or item) of each fact.
         behaviours: kind of event → (n_users × n_items) CSR, how often.
@@ -103,9 +103,12 @@ class GraphInput:
         entries = (np.concatenate(weights), (np.concatenate(rows), columns))
         known = sp.csr_matrix(entries, (n_items, len(facts)), dtype=np.float32)
         known.sum_duplicates()
+        known = entity_features(known)
+        said = np.unique(known.indices)  # the others are known of one item alone
+        facts = facts[said]
         _, relation_numbers = np.unique(facts // n_nodes, return_inverse=True)
         _, tail_numbers = np.unique(facts % n_nodes, return_inverse=True)
-        return cls(entity_features(known), relation_numbers, tail_numbers, behaviours, words, data)
+        return cls(known[:, said].tocsr(), relation_numbers, tail_numbers, behaviours, words, data)
 
 
 class GraphEncoder(nn.Module, ABC):
@@ -150,9 +153,17 @@ class GraphEncoder(nn.Module, ABC):
         """What the words bring to each item, (n_items × dim)."""
         return propagate(self.word, self._words)
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Sources and targets, each (n_items × dim) with rows of length 1 (or 0)."""
-        shared = self.said() + self.brought()
+    def shared(self) -> Tensor:
+        """What words and graph bring to each item, (n_items × dim)."""
+        return self.said() + self.brought()
+
+    def forward(self, shared: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sources and targets, each (n_items × dim) with rows of length 1 (or 0).
+
+        Args:
+            shared: what `shared` gave before; worked out if None.
+        """
+        shared = self.shared() if shared is None else shared
         return (
             nn.functional.normalize(self.source * self.met + shared, dim=1),
             nn.functional.normalize(self.target * self.met + shared, dim=1),
@@ -194,7 +205,10 @@ class LightEncoder(GraphEncoder):
         self.relation = nn.Parameter(torch.ones(n_relations, dim))
         self.hop = nn.Parameter(torch.full((hops, len(graph.behaviours), dim), HOP))
         self._known = Adjacency.of(graph.known)
-        self._fact = torch.from_numpy(graph.relations), torch.from_numpy(graph.tails)
+        self._fact = (
+            Adjacency.of(_chosen(graph.relations, n_relations)),
+            Adjacency.of(_chosen(graph.tails, n_tails)),
+        )
         self._all = [_symmetric(matrix) for matrix in graph.behaviours.values()]
         self._sampled = hops > 0 and sum(matrix.nnz for matrix in self._all) > WALKED_EDGES
         self._behaviours = [Adjacency.of(matrix) for matrix in self._all]
@@ -203,7 +217,7 @@ class LightEncoder(GraphEncoder):
     def facts(self) -> Tensor:
         """The vector of each fact, (n_facts × dim)."""
         relation, tail = self._fact
-        return self.relation[relation] * self.tail[tail]
+        return propagate(self.relation, relation) * propagate(self.tail, tail)
 
     def brought(self) -> Tensor:
         """What facts and neighbours bring, linear in the edges, (n_items × dim)."""
@@ -372,6 +386,12 @@ def _sized(vectors: npt.NDArray[np.float32]) -> Tensor:
     mean = float(length[length > 0].mean()) if bool((length > 0).any()) else 1.0
     scale = INITIAL * rows.shape[1] ** 0.5 / mean
     return torch.mul(rows, scale)
+
+
+def _chosen(columns: npt.NDArray[np.int64], n_columns: int) -> sp.csr_matrix:
+    """(n × n_columns) with a one in each row, at its column."""
+    n = len(columns)
+    return sp.csr_matrix((np.ones(n, np.float32), columns, np.arange(n + 1)), (n, n_columns))
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from kgrank.compiled import compiled
 from kgrank.fusion import evidence, item_item, local_ridge
 from kgrank.fusion.evidence import Evidence, ItemFeatures
 from kgrank.fusion.history import Histories
@@ -223,7 +224,7 @@ def test_compiled_loops_need_no_folder_to_write_to(monkeypatch: pytest.MonkeyPat
         return njit(**options)
 
     monkeypatch.setattr(numba, "njit", without_cache)
-    doubled = local_ridge._compiled(lambda x: 2 * x)
+    doubled = compiled(lambda x: 2 * x)
     assert doubled(3) == 6
 
 

@@ -48,6 +48,10 @@ class Line:
             return self.told[len(self.judged) - 1]
         return -float((self.module(self.x) - self.y).square().mean())
 
+    @property
+    def settled(self) -> bool:
+        return True
+
 
 def quiet(stage: str, done: int, total: int) -> None:
     """Told of progress, does nothing."""

@@ -8,13 +8,11 @@ import torch
 
 from kgrank.fusion.evidence import TREND, item_side
 from kgrank.fusion.history import Histories
+from kgrank.fusion.search import Ranking, coordinate_ascent, lift_cold
 from kgrank.fusion.weights import (
     Candidates,
     FusionWeights,
     ItemSide,
-    _Objective,
-    coordinate_ascent,
-    lift_cold,
     place_cold,
     softmax_regression,
 )
@@ -43,8 +41,7 @@ def candidates_ndcg(
     candidates: Candidates, side: ItemSide, weights: FusionWeights, *, k: int = 10
 ) -> float:
     """What the direct search maximises."""
-    objective = _Objective(candidates, side, k)
-    return objective.value(objective.scores(torch.tensor(weights.vector(), dtype=torch.float32)))
+    return Ranking.of(candidates, side, k).ndcg(weights)
 
 
 def two_channels(n_queries: int = 200, n_items: int = 30) -> Candidates:
@@ -207,7 +204,7 @@ def test_ascent_never_ends_below_its_start(seed: int) -> None:
     candidates = candidates_of(scores, torch.from_numpy(rng.random((30, 25)) < 0.1)).answered()
     side = side_of(25, n_cold=5, seed=seed)
     start = FusionWeights.from_vector(np.abs(rng.normal(size=11)))
-    found = coordinate_ascent(candidates, side, start)
+    found = coordinate_ascent(Ranking.of(candidates, side), start)
     before = candidates_ndcg(candidates, side, start)
     assert candidates_ndcg(candidates, side, found) > before
 
@@ -220,7 +217,7 @@ def test_ascent_turns_a_channel_off_that_stands_in_the_way() -> None:
     candidates = candidates_of(torch.stack([relevant.float(), noise], 2), relevant)
     side = side_of(20)
     assert candidates_ndcg(candidates, side, FusionWeights.equal(2)) < 0.7
-    found = coordinate_ascent(candidates, side, FusionWeights.equal(2))
+    found = coordinate_ascent(Ranking.of(candidates, side), FusionWeights.equal(2))
     assert candidates_ndcg(candidates, side, found) == pytest.approx(1.0)
     assert found.gates(side)[1].max() < found.gates(side)[0].min()
 
@@ -232,8 +229,8 @@ def test_ascent_moves_only_the_parameters_it_is_asked_to() -> None:
     wanted = rng.integers(0, 10, 60) + 10 * (np.arange(60) % 2)
     candidates = candidates_of(scores, torch.from_numpy(np.arange(20) == wanted[:, None]))
     side, start = side_of(20, n_cold=10), FusionWeights.equal(2)
-    warm = coordinate_ascent(candidates, side, start, over="warm")
-    cold = coordinate_ascent(candidates, side, start, over="cold")
+    warm = coordinate_ascent(Ranking.of(candidates, side), start, over="warm")
+    cold = coordinate_ascent(Ranking.of(candidates, side), start, over="cold")
     for found, moving in (
         (warm, {"weight", "slope", "trend"}),
         (cold, {"cold", "cold_bias"}),
@@ -259,7 +256,7 @@ def test_cold_items_are_lifted_to_the_floor_and_no_further(floor: float, lift: f
     """For five of ten to beat the tenth place, which scores 11, the fifth's 6 needs 5 more."""
     candidates, side = ladder()
     start = replace(FusionWeights.equal(1), trend=0.3)
-    lifted = lift_cold(candidates, side, start, floor)
+    lifted = lift_cold(Ranking.of(candidates, side), start, floor)
     assert lifted.cold_bias == pytest.approx(lift, abs=0.001)
     assert lifted.cold_bias > lift  # an equal score is a miss
     for name in set(NAMES) - {"cold_bias"}:
@@ -269,9 +266,12 @@ def test_cold_items_are_lifted_to_the_floor_and_no_further(floor: float, lift: f
 def test_cold_items_that_reach_the_floor_are_left_where_they_are() -> None:
     candidates, side = ladder()
     high = replace(FusionWeights.equal(1), cold_bias=9.5)  # nine of ten are listed
-    assert lift_cold(candidates, side, high, floor=0.85) is high
+    assert lift_cold(Ranking.of(candidates, side), high, floor=0.85) is high
     none_cold = replace(side, cold=np.zeros(11, bool))
-    assert lift_cold(candidates, none_cold, FusionWeights.equal(1), floor=1.0).cold_bias == 0.0
+    assert (
+        lift_cold(Ranking.of(candidates, none_cold), FusionWeights.equal(1), floor=1.0).cold_bias
+        == 0.0
+    )
 
 
 def test_where_no_lift_reaches_the_floor_the_weights_stay() -> None:
@@ -289,7 +289,7 @@ def test_where_no_lift_reaches_the_floor_the_weights_stay() -> None:
     zeros = np.zeros(30, np.float32)
     side = ItemSide(zeros, zeros, np.arange(30) >= 10)
     weights = FusionWeights.equal(1)
-    assert lift_cold(candidates, side, weights, floor=0.3) is weights
+    assert lift_cold(Ranking.of(candidates, side), weights, floor=0.3) is weights
 
 
 def test_cold_items_are_raised_to_the_middle_of_the_lists() -> None:

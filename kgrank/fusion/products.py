@@ -1,0 +1,125 @@
+"""History times item–item weights, compiled by numba: sparse rows in, dense scores out.
+
+scipy multiplies two sparse matrices into a third one, whose entries it must find, and which most
+callers then unpack; here every product is added where it belongs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from kgrank.compiled import compiled
+from kgrank.fusion.local_ridge import Floats, Ints, Longs, Rows
+
+
+def multiply(history: sp.csr_matrix, weights: sp.csr_matrix, out: Floats) -> None:
+    """Add history · weights to `out`.
+
+    Args:
+        history: (n × n_items) CSR float32.
+        weights: (n_items × n_items) CSR float32.
+        out: (n × n_items) float32.
+    """
+    left, right = Rows.of(history), Rows.of(weights)
+    _by_rows(lambda first, last: _multiply(first, last, left, right, out), len(out))
+
+
+def add_scaled(history: sp.csr_matrix, weights: sp.csr_matrix, gate: Floats, out: Floats) -> None:
+    """Add history · weights to `out`, each row over its root mean square, each column times a gate.
+
+    Args:
+        history: (n × n_items) CSR float32.
+        weights: (n_items × n_items) CSR float32.
+        gate: (n_items) float32.
+        out: (n × n_items) float32.
+    """
+    left, right = Rows.of(history), Rows.of(weights)
+    _by_rows(lambda first, last: _add_scaled(first, last, left, right, gate, out), len(out))
+
+
+def at_least(matrix: Floats, least: Floats) -> sp.csr_matrix:
+    """The entries of a matrix whose absolute value is at least their column's, but for zeros.
+
+    Args:
+        matrix: (n_rows × n_columns) float32.
+        least: (n_columns) float32.
+
+    Returns:
+        (n_rows × n_columns) float32 CSR.
+    """
+    counts = np.zeros(len(matrix) + 1, np.int64)
+    _count(matrix, least, counts)
+    starts = np.cumsum(counts)
+    values, columns = np.empty(starts[-1], np.float32), np.empty(starts[-1], np.int32)
+    _gather(matrix, least, starts, values, columns)
+    return sp.csr_matrix((values, columns, starts), matrix.shape)
+
+
+def _by_rows(work: Callable[[int, int], None], n_rows: int) -> None:
+    """Does the work on a part of the rows in each thread."""
+    threads = min(torch.get_num_threads(), n_rows)
+    if threads <= 1:
+        work(0, n_rows)
+        return
+    cuts = np.linspace(0, n_rows, 4 * threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, cuts[:-1], cuts[1:]))
+
+
+@compiled
+def _multiply(first: int, last: int, history: Rows, weights: Rows, out: Floats) -> None:
+    for row in range(first, last):
+        _accumulate(row, history, weights, out[row])
+
+
+@compiled
+def _accumulate(row: int, history: Rows, weights: Rows, out: Floats) -> None:
+    for entry in range(history.starts[row], history.starts[row + 1]):
+        item, factor = history.items[entry], history.values[entry]
+        for place in range(weights.starts[item], weights.starts[item + 1]):
+            out[np.uint32(weights.items[place])] += factor * weights.values[place]
+
+
+@compiled
+def _add_scaled(
+    first: int, last: int, history: Rows, weights: Rows, gate: Floats, out: Floats
+) -> None:
+    n_items = out.shape[1]
+    scores = np.zeros(n_items, np.float32)
+    for row in range(first, last):
+        _accumulate(row, history, weights, scores)
+        squares = 0.0
+        for item in range(n_items):
+            squares += scores[item] * scores[item]
+        if squares > 0.0:
+            factor = np.float32(1.0 / np.sqrt(squares / n_items))
+            into = out[row]
+            for item in range(n_items):
+                into[item] += scores[item] * gate[item] * factor
+                scores[item] = 0.0
+
+
+@compiled
+def _count(matrix: Floats, least: Floats, counts: Longs) -> None:
+    n_rows, n_columns = matrix.shape
+    for row in range(n_rows):
+        for column in range(n_columns):
+            value = matrix[row, column]
+            counts[row + 1] += abs(value) >= least[column] and value != 0.0
+
+
+@compiled
+def _gather(matrix: Floats, least: Floats, starts: Longs, values: Floats, columns: Ints) -> None:
+    n_rows, n_columns = matrix.shape
+    for row in range(n_rows):
+        place = starts[row]
+        for column in range(n_columns):
+            value = matrix[row, column]
+            if abs(value) >= least[column] and value != 0.0:
+                values[place], columns[place] = value, column
+                place += 1
