@@ -9,7 +9,8 @@ them may cost the others a little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -40,6 +41,7 @@ HIDDEN_DRAWS = 4  # of such tenths, all of which teach
 PLACED = 500  # queries whose lists tell where cold items stand
 LEARNED = "learned"  # the channel that may be left out
 WITHOUT = "bagged without learned"
+BLOCK = 4_000_000  # queries × items of which copies are made at a time
 TOP_WARM, TOP_COLD = 40, 15  # candidates a channel brings to each query
 
 
@@ -82,10 +84,9 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
     for judged_half in (0, 1):
         rest, judged = np.flatnonzero(half != judged_half), np.flatnonzero(half == judged_half)
         if len(rest) and len(judged):
-            part = [s[torch.from_numpy(judged)] for s in scores]
             for name, method in _methods(candidates.take(rest), side, learned, seed).items():
                 of_method = found.setdefault(name, np.zeros(len(queries)))
-                of_method[judged] = _ndcg(part, side, queries.take(judged), method())
+                of_method[judged] = _ndcg(scores, side, queries, method(), judged)
     names = [channel.name for channel in channels]
     best = _best(found, names)
     ndcg = {name: float(values.mean()) for name, values in found.items()}
@@ -140,17 +141,22 @@ def _hidden_gate(
     candidates there, since that nobody wanted them on valid says nothing. The bias is that of
     `place_cold` for the latter, or for hidden ones where there are none.
     """
-    draws = range(seed, seed + HIDDEN_DRAWS)
-    views = [_hide(channels, scores, side, queries, draw) for draw in draws]
-    parts = [_candidates(*view, queries).without(side.cold) for view in views]
-    candidates, pooled = _pooled(parts, [hidden for _, hidden in views])
+    parts, sides = [], []
+    for draw in range(seed, seed + HIDDEN_DRAWS):
+        hidden = _drawn(queries, draw)
+        sides.append(replace(side, cold=side.cold | hidden))
+        with _hiding(channels, scores, hidden):
+            parts.append(_candidates(scores, sides[-1], queries).without(side.cold))
+    candidates, pooled = _pooled(parts, sides)
     start = _as_warm(channels, weights)
     weights = coordinate_ascent(Ranking.of(candidates, pooled), start, over="cold")
+    few = np.arange(min(PLACED, len(queries)))
+    queries, scores = queries.take(few), [part[torch.from_numpy(few)] for part in scores]
     if not side.cold.any():
-        scores, side = views[-1]
-    few = torch.arange(min(PLACED, len(queries)))
-    total = _fused_scores([part[few] for part in scores], side, weights)
-    return place_cold(exclude(total, queries.take(few.numpy()).excluded), side.cold, weights)
+        side = sides[-1]
+    with _hiding(channels, scores, side.cold):
+        total = _fused_scores(scores, side, weights)
+    return place_cold(exclude(total, queries.excluded), side.cold, weights)
 
 
 def _pooled(parts: Sequence[Candidates], sides: Sequence[ItemSide]) -> tuple[Candidates, ItemSide]:
@@ -161,24 +167,30 @@ def _pooled(parts: Sequence[Candidates], sides: Sequence[ItemSide]) -> tuple[Can
     return Candidates.joined(moved), ItemSide(*map(np.concatenate, zip(*arrays, strict=True)))
 
 
-def _hide(
-    channels: Sequence[Channel],
-    scores: Sequence[torch.Tensor],
-    side: ItemSide,
-    queries: Queries,
-    seed: int,
-) -> tuple[list[torch.Tensor], ItemSide]:
-    """A tenth of the relevant items as if they were new: their history says nothing."""
+def _drawn(queries: Queries, seed: int) -> npt.NDArray[np.bool_]:
+    """A tenth of the relevant items, (n_items) bool."""
     relevant = np.unique(queries.relevant.indices)
     chosen = np.random.default_rng(seed).random(len(relevant)) < HIDDEN_SHARE
-    hidden = np.zeros(len(side.cold), bool)
+    hidden = np.zeros(queries.histories.n_items, bool)
     hidden[relevant[chosen]] = True
-    shown = torch.from_numpy(~hidden)
-    hidden_scores = [
-        part * shown if _of_history(channel) else part
-        for channel, part in zip(channels, scores, strict=True)
-    ]
-    return hidden_scores, replace(side, cold=side.cold | hidden)
+    return hidden
+
+
+@contextmanager
+def _hiding(
+    channels: Sequence[Channel], scores: Sequence[torch.Tensor], hidden: npt.NDArray[np.bool_]
+) -> Iterator[None]:
+    """Items look new inside: channels that know an item by who chose it give it 0."""
+    items = torch.from_numpy(np.flatnonzero(hidden))
+    blind = [part for channel, part in zip(channels, scores, strict=True) if _of_history(channel)]
+    kept = [part[:, items] for part in blind]
+    try:
+        for part in blind:
+            part[:, items] = 0.0
+        yield
+    finally:
+        for part, columns in zip(blind, kept, strict=True):
+            part[:, items] = columns
 
 
 def _of_history(channel: Channel) -> bool:
@@ -201,11 +213,13 @@ def _cold_recall(
     if only.nnz < COLD_ENOUGH:
         return 0.0
     k = min(k, len(side.cold))
-    found = []
-    for part in scores:
-        top = exclude(part.clone(), queries.excluded).topk(k, dim=1).indices.numpy()
-        found.append(hits_of(top, only).sum() / only.nnz)
-    return float(max(found))
+    tops: list[list[npt.NDArray[np.int64]]] = [[] for _ in scores]
+    for rows, block in _blocks(scores, np.arange(len(queries))):
+        excluded = queries.take(rows).excluded
+        for top, part in zip(tops, block, strict=True):
+            top.append(exclude(part, excluded).topk(k, dim=1).indices.numpy())
+    hits = [hits_of(np.concatenate(top), only).sum() for top in tops]
+    return float(max(hits) / only.nnz)
 
 
 def _methods(
@@ -259,27 +273,37 @@ def _fused_scores(
 
 
 def _ndcg(
-    scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries, weights: FusionWeights
+    scores: Sequence[torch.Tensor],
+    side: ItemSide,
+    queries: Queries,
+    weights: FusionWeights,
+    asked: npt.NDArray[np.integer] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """NDCG@10 of each query by full ranking."""
-    total = exclude(_fused_scores(scores, side, weights), queries.excluded)
-    top = total.topk(min(10, total.shape[1]), dim=1).indices.numpy()
-    return list_metrics(top, queries.relevant, (10,)).ndcg[10]
+    """NDCG@10 of each query by full ranking, or of those asked."""
+    asked = np.arange(len(queries)) if asked is None else asked
+    found = []
+    for rows, part in _blocks(scores, asked):
+        total = exclude(_fused_scores(part, side, weights), queries.take(rows).excluded)
+        found.append(total.topk(min(10, total.shape[1]), dim=1).indices.numpy())
+    return list_metrics(np.concatenate(found), queries.relevant[asked], (10,)).ndcg[10]
+
+
+def _blocks(
+    scores: Sequence[torch.Tensor], asked: npt.NDArray[np.integer]
+) -> Iterator[tuple[npt.NDArray[np.integer], list[torch.Tensor]]]:
+    """Some queries after the other, each with a copy of their scores."""
+    step = max(1, BLOCK // scores[0].shape[1])
+    for rows in np.split(asked, range(step, len(asked), step)):
+        yield rows, [part[torch.from_numpy(rows)] for part in scores]
 
 
 def _candidates(scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries) -> Candidates:
     """Every channel's top items, and those of their plain sum and of the trend."""
-    n_queries = len(queries)
-    pools = [np.flatnonzero(~side.cold), np.flatnonzero(side.cold)]
-    trend = torch.from_numpy(side.trend + 1e-3 * side.popularity).repeat(n_queries, 1)
-    found = []
-    for ranked in (*scores, torch.stack(list(scores)).sum(0), trend):
-        masked = exclude(ranked.clone(), queries.excluded)
-        for pool, depth in zip(pools, (TOP_WARM, TOP_COLD), strict=True):
-            if len(pool):
-                items = torch.from_numpy(pool)
-                found.append(items[masked[:, items].topk(min(depth, len(pool)), dim=1).indices])
-    items = torch.cat(found, dim=1).sort(dim=1).values  # (n_queries, n_candidates)
+    found = [
+        _leading(part, side, queries.take(rows))
+        for rows, part in _blocks(scores, np.arange(len(queries)))
+    ]
+    items = torch.cat(found).sort(dim=1).values  # (n_queries, n_candidates)
     real = torch.ones_like(items, dtype=torch.bool)
     real[:, 1:] = items[:, 1:] != items[:, :-1]
     real &= ~torch.from_numpy(hits_of(items.numpy(), queries.excluded))
@@ -294,3 +318,16 @@ def _candidates(scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries
         real=real,
         n_relevant=torch.from_numpy(np.diff(queries.relevant.indptr).astype(np.int64)),
     )
+
+
+def _leading(scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries) -> torch.Tensor:
+    """Items at the top of any channel, of their sum or of the trend, (n_queries × n) int64."""
+    trend = torch.from_numpy(side.trend + 1e-3 * side.popularity).expand(len(queries), -1)
+    pools = [torch.from_numpy(np.flatnonzero(of)) for of in (~side.cold, side.cold)]
+    found = []
+    for ranked in (*scores, torch.stack(list(scores)).sum(0), trend):
+        masked = exclude(ranked.clone(), queries.excluded)
+        for pool, depth in zip(pools, (TOP_WARM, TOP_COLD), strict=True):
+            if len(pool):
+                found.append(pool[masked[:, pool].topk(min(depth, len(pool)), dim=1).indices])
+    return torch.cat(found, dim=1)
