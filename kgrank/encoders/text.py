@@ -340,9 +340,10 @@ def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # any of a dozen kinds, each meaning that the folder is unusable
         raise ModelError(f"cannot load the text encoder in {folder}: {error}") from error
     if config.is_encoder_decoder:
