@@ -87,7 +87,7 @@ def test_similar_and_profile(shop_models: Path) -> None:
     items = read_tables(sample_shop()).items.set_index("item_id")
     found = items.loc[[row["item_id"] for row in alike]]
     assert set(found["category"]) == {"Water bottles"}
-    assert found["brand"].iloc[0] == items.loc["brook-bottle", "brand"]
+    assert items.loc["brook-bottle", "brand"] in set(found["brand"])
     assert answer("profile", shop_models, "--user", "u-ada")["events"] == {"purchase": 3}
 
 
