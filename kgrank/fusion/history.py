@@ -18,19 +18,23 @@ DAY = 86_400.0  # seconds
 
 @dataclass(frozen=True)
 class Decay:
-    """How much an event counts: kind × (1 + age)^-power × 2^(-age / span) × 2^(-days / half_life).
+    """How much an event counts.
+
+    kind × (1 + age)^-power × 2^(-age / span) × 2^(-days / half_life) × ages[age]
 
     Attributes:
         power: exponent on the age in events (0 = age does not count).
         span: events after which an event counts half; infinite = it does not fade so.
         half_life: days after which an event counts half; infinite = it does not fade so.
         kinds: weight of each kind of event; a kind that is not named weighs 1.
+        ages: weight by the age in events, newest first; beyond it 0. None = 1 for all.
     """
 
     power: float = 0.0
     span: float = float("inf")
     half_life: float = float("inf")
     kinds: Mapping[str, float] | None = None
+    ages: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,10 +154,13 @@ class Histories:
         within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
         flat = spans.first[span] + within
         weights = np.ones(len(flat), np.float64)
+        age = lengths[span] - within - 1
         if decay.power:
-            weights *= (lengths[span] - within).astype(np.float64) ** -decay.power
+            weights *= (1.0 + age) ** -decay.power
         if np.isfinite(decay.span):
-            weights *= np.exp2(-(lengths[span] - within - 1) / decay.span)
+            weights *= np.exp2(-age / decay.span)
+        if decay.ages is not None:
+            weights *= np.array([*decay.ages, 0.0])[np.minimum(age, len(decay.ages))]
         if np.isfinite(decay.half_life) and len(flat):
             newest = self.times[np.maximum(spans.last - 1, 0)][span]
             days = (newest - self.times[flat]) / DAY

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from kgrank.errors import ModelError
 from kgrank.fusion.channels import DenseFeatures
 from kgrank.fusion.evidence import Evidence, Progress
-from kgrank.fusion.history import Histories, Spans
+from kgrank.fusion.history import Decay, Histories
 from kgrank.fusion.loop import Loop, Sink, Trained
 from kgrank.fusion.metrics import list_metrics
 from kgrank.fusion.model import exclude
@@ -84,8 +84,10 @@ class Learner:
         ordered: bool,
         queries: Queries,
         epochs: int | None = None,
-    ) -> tuple[DenseFeatures, Trained]:
+    ) -> tuple[DenseFeatures, Decay, Trained]:
         """Train an encoder on the events of `evidence` and the graph's facts.
+
+        What comes back are the items' vectors, what events were weighed by, and how it went.
 
         Args:
             evidence: train events and the items' words.
@@ -145,7 +147,7 @@ class Learner:
         encoder.draw(None)
         with torch.no_grad():
             sources, targets = encoder()
-        return DenseFeatures(targets.cpu(), sources.cpu()), trained
+        return DenseFeatures(targets.cpu(), sources.cpu()), module.decay(histories), trained
 
 
 def leading(
@@ -218,6 +220,12 @@ class NextItems(nn.Module):
         self.kind = nn.Parameter(torch.zeros(n_kinds))
         self.shared: Tensor  # what the last walk over the graph found
         self.register_buffer("shared", torch.zeros_like(encoder.target))
+
+    def decay(self, histories: Histories) -> Decay:
+        """What each event weighs; kinds of which nothing was learned weigh 1."""
+        ages = torch.exp(self.age.detach()).tolist()
+        kinds = torch.exp(self.kind.detach()).tolist()
+        return Decay(kinds=dict(zip(histories.kind_names, kinds, strict=True)), ages=tuple(ages))
 
 
 class NextItemTask:
@@ -342,7 +350,8 @@ class NextItemTask:
     def judge(self) -> float:
         """NDCG@10 on the valid queries, by full ranking, with the learned weights of events."""
         sources, targets = self.module.encoder()
-        history = self.weights(self.judged.histories, self.judged.spans)
+        histories = self.judged.histories
+        history = histories.weights(self.judged.spans, self.module.decay(histories))
         total = 0.0
         size = max(1, CHUNK // len(targets))
         form = DenseFeatures(targets, sources)
@@ -352,14 +361,6 @@ class NextItemTask:
             top = exclude(scores, block.excluded).topk(min(10, scores.shape[1]), dim=1).indices
             total += float(list_metrics(top.numpy(), block.relevant, (10,)).ndcg[10].sum())
         return total / len(self.judged)
-
-    def weights(self, histories: Histories, spans: Spans) -> sp.csr_matrix:
-        """What the module weighs the last events of each span, (n_spans × n_items) CSR."""
-        history, real, kinds = _before(histories, spans.first, spans.last, len(self.module.age))
-        age, kind = self.module.age.detach().cpu(), self.module.kind.detach().cpu()
-        values = torch.exp(age + kind[torch.from_numpy(kinds)]).numpy()[real]
-        starts = np.r_[0, np.cumsum(real.sum(axis=1))]
-        return sp.csr_matrix((values, history[real], starts), (len(spans.first), histories.n_items))
 
 
 class _Softmax(torch.autograd.Function):

@@ -113,9 +113,12 @@ class Trial:
         return moved(value), ndcg
 
 
-def choose_features(trial: Trial, form: Form) -> Choice:
-    """The decay of a channel whose weights are given."""
-    decay, ndcg = trial.best_decay(form, Decay(power=1.0))
+def choose_features(trial: Trial, form: Form, learned: Decay | None = None) -> Choice:
+    """The decay of a channel whose weights are given: `learned`, if it ranks best."""
+    found = [trial.best_decay(form, Decay(power=1.0))]
+    if learned is not None:
+        found.append((learned, trial.ndcg(form, learned)))
+    decay, ndcg = max(found, key=lambda pair: pair[1])
     return Choice(decay, None, None, ndcg)
 
 

@@ -92,10 +92,10 @@ def fit(
     ordered = _protocol(histories, splits, settings) == "later"
     trained = None
     if learner is not None:
-        vectors, trained = learner.learn(
+        vectors, decay, trained = learner.learn(
             train, _start(channels, choices), ordered=ordered, queries=asked
         )
-        choices[LEARNED] = choose_features(Trial.of(asked, settings.seed), vectors)
+        choices[LEARNED] = choose_features(Trial.of(asked, settings.seed), vectors, decay)
         channels.append(Channel(LEARNED, choices[LEARNED].decay, vectors))
     heads: dict[Head, Queries] = {"new": asked}
     everything = all_allowed(queries)
@@ -122,14 +122,15 @@ def fit(
         }
         kept = {channel.name for channel in channels}
         if learner is not None and trained is not None and LEARNED in kept:
-            vectors, _ = learner.learn(
+            vectors, decay, _ = learner.learn(
                 whole,
                 _start(list(fitted.values()), choices),
                 ordered=ordered,
                 queries=asked,
                 epochs=trained.best_epoch,
             )
-            fitted[LEARNED] = Channel(LEARNED, choices[LEARNED].decay, vectors)
+            chosen = choices[LEARNED].decay
+            fitted[LEARNED] = Channel(LEARNED, decay if chosen.ages else chosen, vectors)
         channels = [fitted.get(channel.name, channel) for channel in channels]
         side = item_side(histories)
     model = FusedModel(tuple(channels), side, weights)

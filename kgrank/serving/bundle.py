@@ -272,12 +272,13 @@ def _trained_to_json(trained: Trained) -> dict[str, Any]:
 
 
 def _decay_to_json(decay: Decay) -> dict[str, Any]:
-    finite = {k: v for k, v in asdict(decay).items() if k == "kinds" or math.isfinite(v)}
+    finite = {k: v for k, v in asdict(decay).items() if k in ("kinds", "ages") or math.isfinite(v)}
     return {k: v for k, v in finite.items() if v is not None}
 
 
 def _decay_from_json(values: Mapping[str, Any]) -> Decay:
-    return Decay(**values)
+    ages = values.get("ages")
+    return Decay(**{**values, "ages": None if ages is None else tuple(ages)})
 
 
 def _cuts_to_json(cuts: SplitCuts) -> dict[str, Any]:

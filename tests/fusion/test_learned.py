@@ -51,7 +51,7 @@ def test_order_is_learned(step_events: pd.DataFrame) -> None:
         LearnSettings(epochs=12, batch=64, rate=0.02, patience=12),
     )
     start = sp.identity(histories.n_items, np.float32, format="csr")
-    form, trained = learner.learn(
+    form, _, trained = learner.learn(
         Evidence.of_events(histories), start, ordered=True, queries=queries
     )
     scores = form.scores(sp.identity(histories.n_items, np.float32, format="csr"))
