@@ -59,7 +59,7 @@ class Task(Protocol[Batch]):
 
 
 class Sink(Protocol):
-    """Where figures go while a model is trained, such as TensorBoard.
+    """Where figures go while a model is trained, such as `kgrank.fusion.tracking.sink_of` makes.
 
     One sink takes the figures of several trainings. Who made it ends it.
     """

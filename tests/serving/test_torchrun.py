@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from kgrank.serving.bundle import Bundle
@@ -69,13 +70,19 @@ def test_two_processes_write_one_bundle_that_holds_what_one_process_finds(
     four_tastes: Path, tmp_path: Path
 ) -> None:
     shared, alone = tmp_path / "shared", tmp_path / "alone"
-    words = ["train", str(four_tastes), *SETTINGS, "--json"]
+    runs = tmp_path / "runs"
+    words = ["train", str(four_tastes), *SETTINGS, "--json", "--track", f"tensorboard:{runs}"]
     done = torchrun("-m", "kgrank", *words, "--out", str(shared))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)  # one object, of one process
     assert done.stderr.count("learned …\n") == done.stderr.count("learned refit …\n") == 1
     left = {path.name for path in shared.iterdir()}
     assert left == {"current", Path(told["bundle"]).name}
+    (run,) = runs.iterdir()
+    events = EventAccumulator(str(run)).Reload()
+    valid = [value.value for value in events.Scalars("learned/valid")]
+    assert valid == pytest.approx(told["learned"]["valid"])
+    assert len(events.Scalars("learned refit/epoch_loss")) == told["learned"]["best_epoch"]
 
     one = json.loads(CliRunner().invoke(app, [*words, "--out", str(alone)]).stdout)
     assert one["choices"]["linear"] == told["choices"]["linear"]
