@@ -35,7 +35,7 @@ from kgrank.kg.building import GraphSettings
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
 
-    from kgrank.kg.gnn import GraphEncoder
+    from kgrank.kg.gnn import GraphEncoder, GraphInput
 
 FULL_SOFTMAX = 20_000  # items
 NEGATIVES = 4_096  # shared by a batch, in a larger catalogue
@@ -79,7 +79,7 @@ class Learner:
     def learn(
         self,
         evidence: Evidence,
-        start: sp.csr_matrix,
+        start: sp.csr_matrix | None,
         *,
         ordered: bool,
         queries: Queries,
@@ -91,13 +91,14 @@ class Learner:
 
         Args:
             evidence: train events and the items' words.
-            start: item–item weights whose largest singular vectors the items begin with.
+            start: item–item weights whose largest singular vectors the items begin with; None in
+                a process that is joined to one which has them.
             ordered: whether the order of a user's events says something.
             queries: valid queries, to stop early.
-            epochs: train exactly so many instead.
+            epochs: train exactly so many instead; the training's name is "learned refit" then.
 
         Raises:
-            ModelError: training diverges, or a checkpoint is damaged.
+            ModelError: training diverges, a checkpoint is damaged, or another process has ended.
         """
         from kgrank.kg.gnn import GraphInput, graph_encoder
 
@@ -114,9 +115,8 @@ class Learner:
             )
         torch.manual_seed(self.settings.seed)
         dim = min(self.graph.dim, histories.n_items)
-        encoder = graph_encoder(
-            self.graph.encoder, graph, dim, self.graph.hops, leading(start, dim, self.settings.seed)
-        )
+        vectors = None if start is None else leading(start, dim, self.settings.seed)
+        encoder = graph_encoder(self.graph.encoder, graph, dim, self.graph.hops, vectors)
         window = WINDOW if ordered else UNORDERED
         module = NextItems(
             encoder, window, len(histories.kind_names), power=0.5 if ordered else 0.0
@@ -135,10 +135,10 @@ class Learner:
         loop = Loop(
             task,
             self.settings,
-            "learned",
+            "learned" if epochs is None else "learned refit",
             folder=self.checkpoints,
             resume=self.resume,
-            identity=_identity(self.graph, histories),
+            identity=_identity(self.graph, graph, histories),
             sinks=self.sinks,
             report=self.report,
             stop_after=epochs,
@@ -172,11 +172,17 @@ def leading(
     return (left * scale).astype(np.float32), (right * scale).astype(np.float32)
 
 
-def _identity(graph: GraphSettings, histories: Histories) -> str:
-    """What a checkpoint must have been trained on."""
-    digest = sha256(repr(graph.as_dict()).encode())
+def _identity(settings: GraphSettings, graph: GraphInput, histories: Histories) -> str:
+    """What a checkpoint, and each of several processes, must have been trained on."""
+    digest = sha256(repr(settings.as_dict()).encode())
     for array in (histories.starts, histories.items, histories.kinds):
         digest.update(array.tobytes())
+    for array in (graph.relations, graph.tails, graph.known.indices, graph.words.indices):
+        digest.update(array.tobytes())
+    for kind in graph.data.edge_types:
+        if "user" not in (kind[0], kind[2]):  # those are in the histories
+            digest.update(repr(kind).encode())
+            digest.update(graph.data[kind].edge_index.numpy().tobytes())
     return digest.hexdigest()
 
 

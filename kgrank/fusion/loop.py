@@ -4,8 +4,8 @@ What is trained is a `Task`; the loop knows nothing of graphs or text. Every dra
 from (seed, epoch, step), never from a state that runs on, so that a run that was killed and resumed
 ends with the very weights of one that was not.
 
-Under `torchrun` each process takes its share of every batch and the gradients are summed, so that
-more processes compute the same step faster.
+Processes that are joined (`kgrank.fusion.processes`) each take their share of every batch, and the
+gradients are summed, so that more processes compute the same step faster.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kgrank.errors import ModelError
 from kgrank.fusion.evidence import Progress
+from kgrank.fusion.processes import add_up, agreed, follow, rank, world
 from kgrank.fusion.settings import LearnSettings
 
 Batch = TypeVar("Batch")
@@ -50,7 +51,7 @@ class Task(Protocol[Batch]):
         """The loss of the rows batch[share], divided by the rows of the whole batch."""
 
     def judge(self) -> float:
-        """How good the module is on valid; higher is better."""
+        """How good the module is on valid; higher is better. Only process 0 is asked."""
 
     @property
     def settled(self) -> bool:
@@ -58,13 +59,13 @@ class Task(Protocol[Batch]):
 
 
 class Sink(Protocol):
-    """Where figures go while a model is trained: TensorBoard, MLflow, W&B, a file."""
+    """Where figures go while a model is trained, such as `kgrank.fusion.tracking.sink_of` makes.
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the figures of one step."""
+    One sink takes the figures of several trainings. Who made it ends it.
+    """
 
-    def close(self) -> None:
-        """No more will come."""
+    def log(self, training: str, step: int, values: Mapping[str, float]) -> None:
+        """Take the figures that the training of this name has at one of its steps, from 1."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class Loop(Generic[Batch]):
         folder: where the checkpoint is kept; none is written if None. It is removed at the end.
         resume: go on from the checkpoint in `folder`, if there is one that fits.
         identity: what else must be the same for a checkpoint to fit (data, settings).
-        sinks: where figures go.
+        sinks: where figures go; each step's loss and rate, and each epoch's mean loss, result on
+            valid and seconds since the start.
         report: told of progress, with loss, rate and time left in words.
         stop_after: train exactly this many epochs and do not judge: for a second fit on more data.
     """
@@ -140,18 +142,12 @@ class Loop(Generic[Batch]):
         """Train until the epochs are over or valid no longer gets better.
 
         Raises:
-            ModelError: a loss or gradient is not finite; the message names step and batch.
+            ModelError: a loss or gradient is not finite; the message names step and batch. Or the
+                joined processes do not train the same, or one of them has ended.
         """
-        try:
-            with _processes():
-                return self._run()
-        finally:
-            for sink in self.sinks:
-                sink.close()
-
-    def _run(self) -> Trained:
         start, saved = time.monotonic(), time.monotonic()
         state, settings = self.state, self.settings
+        self._level()
         epochs = self.stop_after or settings.epochs
         while state.epoch < epochs and not self._stalled():
             batches = self.task.batches(state.epoch)
@@ -167,17 +163,18 @@ class Loop(Generic[Batch]):
                 mean = state.total / state.step
                 words = f"{self.name}: loss {mean:.3f}, rate {rate:.2g}, {left:.0f} s left"
                 self.report(words, done + 1, epochs * len(batches))
-                for sink in self.sinks:
-                    sink.log(done + 1, {"loss": loss, "rate": rate})
+                self._log(done + 1, {"loss": loss, "rate": rate})
                 late = time.monotonic() - saved > settings.checkpoint_seconds
                 if late and self.task.settled:
                     self._save()
                     saved = time.monotonic()
-            self._end_epoch(state.epoch * len(batches) + len(batches), len(batches))
+            values = self._end_epoch(len(batches))
+            values["seconds"] = time.monotonic() - start
+            self._log(state.epoch * len(batches), values)
             self._save()
         if self.best:
             self.task.module.load_state_dict(self.best)
-        if self.folder is not None and _rank() == 0:
+        if self.folder is not None and rank() == 0:
             (self.folder / _CHECKPOINT).unlink(missing_ok=True)
             with suppress(OSError):  # something else lies there
                 self.folder.rmdir()
@@ -195,15 +192,13 @@ class Loop(Generic[Batch]):
             group["lr"] = rate
         module.train()
         self.optimizer.zero_grad(set_to_none=True)
-        rank, world = _rank(), _world()
-        loss = self.task.loss(batch, slice(rank, None, world))
+        loss = self.task.loss(batch, slice(rank(), None, world()))
         loss.backward()  # type: ignore[no-untyped-call]
         value = loss.detach().clone()
-        if world > 1:
-            dist.all_reduce(value)
-            for parameter in module.parameters():
-                if parameter.grad is not None:  # or it is None in all processes
-                    dist.all_reduce(parameter.grad)
+        add_up(value)
+        for parameter in module.parameters():
+            if parameter.grad is not None:  # or it is None in all processes
+                add_up(parameter.grad)
         norm = nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
         if not (math.isfinite(float(value)) and math.isfinite(float(norm))):
             what = "a gradient" if math.isfinite(float(value)) else f"a loss of {float(value)}"
@@ -215,21 +210,46 @@ class Loop(Generic[Batch]):
         self.optimizer.step()
         return float(value), rate
 
-    def _end_epoch(self, done: int, n_batches: int) -> None:
+    def _end_epoch(self, n_batches: int) -> dict[str, float]:
+        """The figures of the epoch that is over."""
         state = self.state
         state.losses = (*state.losses, state.total / n_batches)
         state.epoch, state.step, state.total = state.epoch + 1, 0, 0.0
+        figures = {"epoch": float(state.epoch), "epoch_loss": state.losses[-1]}
         if self.stop_after is not None:
-            return
+            return figures
         self.task.module.eval()
         with torch.no_grad():
-            value = self.task.judge()
+            value = agreed(self.task.judge() if rank() == 0 else 0.0)
         if value > max(state.valid, default=-math.inf):
             weights = self.task.module.state_dict()
             self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
         state.valid = (*state.valid, value)
-        for sink in self.sinks:
-            sink.log(done, {"valid": value, "epoch_loss": state.losses[-1]})
+        return {**figures, "valid": value}
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        if rank() == 0:
+            for sink in self.sinks:
+                sink.log(self.name, step, values)
+
+    def _level(self) -> None:
+        """Begin with the weights of process 0, at the same step of the same training.
+
+        Raises:
+            ModelError: this process has another training before it, or another checkpoint.
+        """
+        if world() == 1:
+            return
+        place = f"{self.identity} {self.state.epoch} {self.state.step}"
+        mark = float(int(sha256(place.encode()).hexdigest()[:12], 16))  # 48 bits: a float holds it
+        if agreed(mark) != mark:
+            raise ModelError(
+                f"{self.name}: found other data, settings or another checkpoint in process "
+                f"{rank()} than in process 0; allowed: the same. Give every machine the same "
+                "tables, and to resume, a models folder that all of them see."
+            )
+        for tensor in self.task.module.state_dict().values():
+            follow(tensor)
 
     def _stalled(self) -> bool:
         valid = self.state.valid
@@ -240,7 +260,7 @@ class Loop(Generic[Batch]):
 
     def _save(self) -> None:
         """Write the checkpoint, whole or not at all."""
-        if self.folder is None or _rank() != 0:
+        if self.folder is None or rank() != 0:
             return
         tensors = {f"module.{n}": t.contiguous() for n, t in self.task.module.state_dict().items()}
         tensors |= {f"best.{name}": tensor.contiguous() for name, tensor in self.best.items()}
@@ -289,24 +309,3 @@ class Loop(Generic[Batch]):
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-@contextmanager
-def _processes() -> Iterator[None]:
-    """Join the other processes that `torchrun` started, if it did."""
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized() or not dist.is_available():
-        yield
-        return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()

@@ -19,6 +19,7 @@ from kgrank.fusion.history import Decay, Histories
 from kgrank.fusion.learned import Learner
 from kgrank.fusion.loop import Trained
 from kgrank.fusion.model import FusedModel, Head
+from kgrank.fusion.processes import agreed
 from kgrank.fusion.queries import Queries, all_allowed, later_queries, new_only, user_queries
 from kgrank.fusion.selection import (
     Choice,
@@ -64,6 +65,8 @@ def fit(
 ) -> Fit:
     """Choose everything on valid, then fit the channels again on train + valid if asked.
 
+    Where processes are joined, the others may call `assist` instead.
+
     Args:
         histories: train and valid events; no test event may be in there.
         splits: (n_events) 0 = train, 1 = valid.
@@ -75,15 +78,7 @@ def fit(
     Raises:
         ModelError: there are no train events, nothing on valid can be asked, or training diverges.
     """
-    train = Evidence(histories.where(splits == 0), features)
-    if not len(train.histories.items):
-        raise ModelError("found no train events; allowed: at least one. Check the split column.")
-    queries = valid_queries(histories, splits, settings)
-    if not len(queries):
-        raise ModelError(
-            "found no valid events of users with a history; allowed: at least one, since the "
-            "channels' weights are chosen there. Widen [split] valid, or check the split column."
-        )
+    train, queries = _asked(histories, splits, features, settings)
     fresh = new_only(queries)
     asked = fresh if len(fresh) else all_allowed(queries)
     choices, ease_penalty = _choose(train, asked, settings, progress)
@@ -120,8 +115,8 @@ def fit(
         fitted = {
             channel.name: channel for channel in _channels(choices, whole, settings, progress)
         }
-        kept = {channel.name for channel in channels}
-        if learner is not None and trained is not None and LEARNED in kept:
+        kept = LEARNED in {channel.name for channel in channels}
+        if learner is not None and trained is not None and agreed(kept):
             vectors, decay, _ = learner.learn(
                 whole,
                 _start(list(fitted.values()), choices),
@@ -135,6 +130,49 @@ def fit(
         side = item_side(histories)
     model = FusedModel(tuple(channels), side, weights)
     return Fit(model, choices, fused, ease_penalty, trained)
+
+
+def assist(
+    histories: Histories,
+    splits: npt.NDArray[np.int8],
+    features: ItemFeatures,
+    settings: FitSettings,
+    learner: Learner,
+) -> None:
+    """Take a share of the training of the learned channel, while process 0 does the whole `fit`.
+
+    Args:
+        histories, splits, features, settings: as process 0 gives `fit`; no vectors are needed.
+        learner: makes the same learned channel.
+
+    Raises:
+        ModelError: as `fit`, or another process has ended.
+    """
+    train, queries = _asked(histories, splits, features, settings)
+    ordered = _protocol(histories, splits, settings) == "later"
+    _, _, trained = learner.learn(train, None, ordered=ordered, queries=queries)
+    if settings.refit and agreed(False):  # process 0 says whether the channel is kept
+        whole, epochs = Evidence(histories, features), trained.best_epoch
+        learner.learn(whole, None, ordered=ordered, queries=queries, epochs=epochs)
+
+
+def _asked(
+    histories: Histories,
+    splits: npt.NDArray[np.int8],
+    features: ItemFeatures,
+    settings: FitSettings,
+) -> tuple[Evidence, Queries]:
+    """What is known of train, and the queries on valid."""
+    train = Evidence(histories.where(splits == 0), features)
+    if not len(train.histories.items):
+        raise ModelError("found no train events; allowed: at least one. Check the split column.")
+    queries = valid_queries(histories, splits, settings)
+    if not len(queries):
+        raise ModelError(
+            "found no valid events of users with a history; allowed: at least one, since the "
+            "channels' weights are chosen there. Widen [split] valid, or check the split column."
+        )
+    return train, queries
 
 
 def _used(

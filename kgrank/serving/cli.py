@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -188,28 +188,51 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint of a training cut short.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORD",
+            help="Where figures of the training go: tensorboard:DIR, mlflow[:URI] or "
+            "wandb[:PROJECT]; may be repeated.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fit a bundle on the train and valid rows, and make it the current one of a models folder."""
+    """Fit a bundle on the train and valid rows, and make it the current one of a models folder.
+
+    Under torchrun (torchrun --nproc-per-node 2 -m kgrank train SOURCE) the processes share the
+    training of the learned channel, and the first of them does the rest.
+    """
     if (out / "manifest.json").exists():  # said before the work, not after it
         hint = "--out"
         raise typer.BadParameter(f"{out} is a bundle; name a models folder.", param_hint=hint)
-    with _faults_told(as_json):
-        with progress_on_stderr() as progress:
-            from kgrank.config import read_config
-            from kgrank.kg.tables import read_tables
-            from kgrank.serving.training import train as fit
+    from kgrank.fusion.processes import leads
 
-            config = read_config(source, sets or ())
-            bundle = fit(
-                read_tables(source, config.tables),
-                config,
-                progress=progress,
-                device=device,
-                checkpoints=out / ".training",
-                resume=resume,
-            )
-        folder = str(bundle.save(out))
+    with _faults_told(as_json and leads()):
+        from kgrank.config import read_config
+        from kgrank.fusion.tracking import sink_of
+        from kgrank.kg.tables import read_tables
+        from kgrank.serving.training import assist
+        from kgrank.serving.training import train as fit
+
+        config, checkpoints = read_config(source, sets or ()), out / ".training"
+        if not leads():
+            tables = read_tables(source, config.tables)
+            assist(tables, config, device=device, checkpoints=checkpoints, resume=resume)
+            return
+        with ExitStack() as tracked:
+            sinks = [tracked.enter_context(sink_of(word, config.as_dict())) for word in track or ()]
+            with progress_on_stderr() as progress:
+                bundle = fit(
+                    read_tables(source, config.tables),
+                    config,
+                    progress=progress,
+                    device=device,
+                    checkpoints=checkpoints,
+                    resume=resume,
+                    sinks=sinks,
+                )
+            folder = str(bundle.save(out))
     if as_json:
         print_json({"bundle": folder, **bundle.facts})
     else:

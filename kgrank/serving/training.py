@@ -22,6 +22,8 @@ from kgrank.fusion.evidence import ItemFeatures, Progress, numbered
 from kgrank.fusion.history import Histories
 from kgrank.fusion.learned import Learner
 from kgrank.fusion.loop import Sink
+from kgrank.fusion.processes import joined
+from kgrank.fusion.training import assist as assist_fit
 from kgrank.fusion.training import fit
 from kgrank.kg.exchange import entity_features
 from kgrank.kg.graph import KnowledgeGraph
@@ -133,7 +135,8 @@ def train(
 ) -> Bundle:
     """Fit a bundle on the train and valid rows of the tables. Test rows are never read.
 
-    Without an items table, the items of those rows are all there are to be listed.
+    Without an items table, the items of those rows are all there are to be listed. Under `torchrun`
+    process 0 calls this, and the others call `assist`.
 
     Args:
         tables: validated tables.
@@ -147,27 +150,62 @@ def train(
         sinks: where the figures of training go (`kgrank.fusion.loop.Sink`).
 
     Raises:
-        ModelError: there is nothing to fit on, the text encoder cannot be loaded, or training
-            diverges.
+        ModelError: there is nothing to fit on, the text encoder cannot be loaded, training
+            diverges, or another process has ended.
         DataError: the events cannot be split by the rule.
     """
     config = config or Config()
     tables = tables.without_test_items(config.split)
     folder = cache or Path.home() / ".cache" / "kgrank" / "vectors"
-    prepared = prepare(tables, config, folder, progress)
-    learner = None
-    if config.kg.encoder != "none":
-        learner = Learner(
-            prepared.graph.to_pyg(),
-            config.kg,
-            config.learn,
-            device=choose_device(device),
-            checkpoints=checkpoints,
-            resume=resume,
-            sinks=sinks,
-            report=progress,
+    device = choose_device(device)
+    with joined(device):
+        prepared = prepare(tables, config, folder, progress)
+        learner = None
+        if config.kg.encoder != "none":
+            learner = Learner(
+                prepared.graph.to_pyg(),
+                config.kg,
+                config.learn,
+                device=device,
+                checkpoints=checkpoints,
+                resume=resume,
+                sinks=sinks,
+                report=progress,
+            )
+        fitted = fit(
+            prepared.histories, prepared.splits, prepared.features, config.fit, progress, learner
         )
-    fitted = fit(
-        prepared.histories, prepared.splits, prepared.features, config.fit, progress, learner
-    )
     return Bundle.of(tables, config, prepared, fitted)
+
+
+def assist(
+    tables: Tables,
+    config: Config | None = None,
+    *,
+    device: str = "auto",
+    checkpoints: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Take a share of the learned channel's training, while process 0 of `torchrun` does `train`.
+
+    What process 0 needs alone is not done here: no text is encoded, nothing is chosen or written.
+
+    Args:
+        tables, config, device, checkpoints, resume: as process 0 gives `train`.
+
+    Raises:
+        ModelError, DataError: as `train`; or another process has ended.
+    """
+    config = config or Config()
+    device = choose_device(device)
+    with joined(device):
+        if config.kg.encoder == "none":
+            return
+        words_alone = config.text.model_copy(update={"model": None})
+        config = config.model_copy(update={"text": words_alone})
+        prepared = prepare(tables.without_test_items(config.split), config, Path())
+        data = prepared.graph.to_pyg()
+        learner = Learner(
+            data, config.kg, config.learn, device=device, checkpoints=checkpoints, resume=resume
+        )
+        assist_fit(prepared.histories, prepared.splits, prepared.features, config.fit, learner)

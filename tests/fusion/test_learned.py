@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,6 +61,37 @@ def test_order_is_learned(step_events: pd.DataFrame) -> None:
     follows = [int(scores[numbers[n]].argmax()) == numbers[(n + 1) % 20] for n in range(0, 20)]
     assert sum(follows) >= 18
     assert max(trained.valid) > 0.8
+
+
+def test_a_checkpoint_of_other_facts_is_not_taken(
+    even_events: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Cut short after its first epoch, a training goes on only with the brands it began with."""
+    histories, queries, _ = world(even_events)
+    start = sp.identity(histories.n_items, np.float32, format="csr")
+
+    def first_step(brands: str, *, resume: bool) -> int:
+        """The first step that is reported."""
+        ids = even_events["item_id"].drop_duplicates()
+        items = pd.DataFrame({"item_id": ids, "title": "", "brand": list(brands)})
+        tables = checked_tables({"events": even_events, "items": items})
+        told: list[int] = []
+
+        def report(stage: str, done: int, total: int) -> None:
+            told.append(done)
+            if done > total / 2:
+                raise KeyboardInterrupt
+
+        data = KnowledgeGraph.from_tables(tables).to_pyg()
+        settings, learn = GraphSettings(dim=4, hops=0), LearnSettings(epochs=2, batch=64)
+        learner = Learner(data, settings, learn, checkpoints=tmp_path, resume=resume, report=report)
+        with pytest.raises(KeyboardInterrupt):
+            learner.learn(Evidence.of_events(histories), start, ordered=True, queries=queries)
+        return told[0]
+
+    assert first_step("abab" * 5, resume=False) == 1
+    assert first_step("abab" * 5, resume=True) > 1
+    assert first_step("aabb" * 5, resume=True) == 1
 
 
 def test_the_loss_is_the_softmax_of_the_cosines(even_events: pd.DataFrame) -> None:

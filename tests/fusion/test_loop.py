@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kgrank.errors import ModelError
 from kgrank.fusion.evidence import Progress
 from kgrank.fusion.loop import Loop, Trained
+from kgrank.fusion.processes import joined
 from kgrank.fusion.settings import LearnSettings
 
 SETTINGS = LearnSettings(epochs=4, batch=8, rate=0.05, warmup=2, checkpoint_seconds=0.0)
@@ -164,17 +165,17 @@ def test_a_loss_that_is_not_finite_names_step_and_batch() -> None:
         Loop(task, SETTINGS, "line").run()
 
 
+class Kept:
+    """A sink that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.figures: list[tuple[str, int, Mapping[str, float]]] = []
+
+    def log(self, training: str, step: int, values: Mapping[str, float]) -> None:
+        self.figures.append((training, step, values))
+
+
 def test_figures_and_progress_are_told() -> None:
-    class Kept:
-        def __init__(self) -> None:
-            self.figures: list[tuple[int, Mapping[str, float]]] = []
-
-        def log(self, step: int, values: Mapping[str, float]) -> None:
-            self.figures.append((step, values))
-
-        def close(self) -> None:
-            self.figures.append((-1, {}))
-
     kept, told = Kept(), list[tuple[str, int, int]]()
 
     def report(stage: str, done: int, total: int) -> None:
@@ -183,43 +184,89 @@ def test_figures_and_progress_are_told() -> None:
     trained = Loop(Line(), SETTINGS, "line", sinks=[kept], report=report).run()
     assert told[-1][1:] == (20, 20)
     assert all(part in told[0][0] for part in ("line: loss ", "rate ", "s left"))
-    assert kept.figures[0][1]["rate"] == pytest.approx(0.05 / 2)  # the first of two warm-up steps
-    valid = [values["valid"] for _, values in kept.figures if "valid" in values]
-    assert valid == list(trained.valid)
-    assert kept.figures[-1][0] == -1
+    steps = [(training, step) for training, step, values in kept.figures if "loss" in values]
+    assert steps == [("line", step) for step in range(1, 21)]
+    assert kept.figures[0][2]["rate"] == pytest.approx(0.05 / 2)  # the first of two warm-up steps
+    ends = [(step, values) for _, step, values in kept.figures if "epoch" in values]
+    assert [step for step, _ in ends] == [5, 10, 15, 20]
+    assert [values["epoch"] for _, values in ends] == [1, 2, 3, 4]
+    assert [values["valid"] for _, values in ends] == list(trained.valid)
+    assert [values["epoch_loss"] for _, values in ends] == list(trained.losses)
+    seconds = [values["seconds"] for _, values in ends]
+    assert 0 < seconds[0] < seconds[-1] <= trained.seconds
+
+
+def test_a_sink_takes_the_figures_of_two_trainings() -> None:
+    kept = Kept()
+    Loop(Line(), SETTINGS, "line", sinks=[kept]).run()
+    first = len(kept.figures)
+    Loop(Line(), SETTINGS, "line refit", sinks=[kept], stop_after=2).run()
+    assert {training for training, _, _ in kept.figures[first:]} == {"line refit"}
+    ends = [values for _, _, values in kept.figures[first:] if "epoch" in values]
+    assert [values["epoch"] for values in ends] == [1, 2]
+    assert all("valid" not in values for values in ends)
 
 
 SHARED = """
-import sys, torch
+import os, sys, torch
 sys.path.insert(0, {here!r})
 from test_loop import Line, SETTINGS
+from kgrank.errors import ModelError
 from kgrank.fusion.loop import Loop
+from kgrank.fusion.processes import joined
 task = Line()
 task.module[1].p = 0.0
-trained = Loop(task, SETTINGS, "line").run()
-import os
-if os.environ.get("RANK", "0") == "0":
-    torch.save(task.module.state_dict(), {out!r})
+rank = os.environ.get("RANK", "alone")
+if rank == "1":  # process 0 decides: its weights to begin with, its word on valid
+    task.module[0].weight.data.zero_()
+    task.told = [9.0, 8.0, 7.0, 6.0] * 2
+try:
+    with joined("cpu"):
+        for name in ("line", "line again"):
+            trained = Loop(task, SETTINGS, name).run()
+        best = torch.tensor(trained.best_epoch)
+        torch.save({{**task.module.state_dict(), "best": best}}, {out!r} + "/" + rank)
+        Loop(task, SETTINGS, "line", identity="data of " + rank).run()
+except ModelError as error:
+    sys.stdout.write(f"{{rank}}: {{error}}\\n")
 """
 
 
-def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path) -> None:
-    found = []
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
-    for number, launcher in enumerate(([], torchrun)):
-        out, script = tmp_path / f"{number}.pt", tmp_path / f"{number}.py"
-        script.write_text(SHARED.format(here=str(Path(__file__).parent), out=str(out)))
+def test_two_processes_take_the_steps_that_one_takes_and_agree_to_the_bit(tmp_path: Path) -> None:
+    """Through two trainings; a third, in which their data differ, they refuse."""
+    script = tmp_path / "script.py"
+    script.write_text(SHARED.format(here=str(Path(__file__).parent), out=str(tmp_path)))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    for launcher in ((), torchrun):
         done = subprocess.run(
             [sys.executable, *launcher, str(script)],
             check=False,
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
-        found.append(torch.load(out, weights_only=True))
-    for name, alone in found[0].items():
-        assert torch.allclose(found[1][name], alone, atol=1e-5), name
+    assert "1: line: found other data, settings or another checkpoint in process 1" in done.stdout
+    assert "0: process 0: found another process of this training gone" in done.stdout
+    alone, first, second = (
+        torch.load(tmp_path / name, weights_only=True) for name in ("alone", "0", "1")
+    )
+    for name, weights in alone.items():
+        assert torch.allclose(first[name], weights, atol=1e-5), name
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_a_process_without_a_gpu_of_its_own_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(ModelError, match=r"process 1 of this machine, which has 1 GPU"),
+        joined("cuda"),
+    ):
+        pass
 
 
 def test_what_training_reports_is_whole() -> None:

@@ -68,6 +68,9 @@ def test_train_evaluate_and_an_unknown_setting(tiny_shop: Path, tmp_path: Path) 
     wrong = run("train", tiny_shop, "--out", tmp_path / "other", "--set", "fit.neighbours=5")
     assert wrong.exit_code == 1
     assert "Is 'neighbors' meant?" in wrong.stderr
+    wrong = run("train", tiny_shop, "--out", tmp_path / "other", "--track", "tensorbord:runs")
+    assert wrong.exit_code == 1
+    assert "allowed: tensorboard:DIR, mlflow[:URI] and wandb[:PROJECT]" in wrong.stderr
     assert not (tmp_path / "other").exists()
 
 
