@@ -316,6 +316,7 @@ def vectors(
         ),
     ] = None,
     all_users: Annotated[bool, typer.Option("--all-users", help="All users' vectors too.")] = False,
+    repeats: RepeatsOption = "exclude",
     as_json: Json = False,
 ) -> None:
     """Keep the vectors of items, entities and users in a store; written again, what changed."""
@@ -327,9 +328,10 @@ def vectors(
 
         recommender = _recommender(bundle)
         named = None if users is None else read_user_ids(users)
-        store = recommender.write_vectors(out, "all" if all_users else named)
-        inside = recommender.model.dense_channels("new")
-        outside = recommender.model.other_channels("new")
+        store = recommender.write_vectors(out, "all" if all_users else named, repeats)
+        head: Literal["new", "all"] = "new" if repeats == "exclude" else "all"
+        inside = recommender.model.dense_channels(head)
+        outside = recommender.model.other_channels(head)
     sizes = {name: {"vectors": n, "dim": store.dims[name]} for name, n in store.groups.items()}
     if as_json:
         about = {"store": str(out), "generation": store.generation, "groups": sizes}
@@ -337,8 +339,9 @@ def vectors(
     else:
         rows = [(name, size["vectors"], size["dim"]) for name, size in sizes.items()]
         print_table(("group", "vectors", "dim"), rows, f"{out}, generation {store.generation}")
-        rest = ", ".join(outside) or "nothing"
-        typer.echo(f"user · item = {' + '.join(inside)} + bias; left out of it: {rest}")
+        dense, rest = " + ".join([*inside, "bias"]), ", ".join(outside) or "nothing"
+        told = f"In user · item: {dense}. Not in it: {rest}."
+        typer.echo(told if inside else "No dense channel weighs in these lists: no item vectors.")
 
 
 @app.command()

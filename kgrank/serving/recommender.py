@@ -172,7 +172,10 @@ class Recommender:
         return profile(self.bundle, user_id)
 
     def write_vectors(
-        self, path: str | Path, users: Sequence[str] | Literal["all"] | None = None
+        self,
+        path: str | Path,
+        users: Sequence[str] | Literal["all"] | None = None,
+        repeats: Repeats = "exclude",
     ) -> EmbeddingStore:
         """Keep the model's vectors in an embedding store, to serve from it or from what it fills.
 
@@ -180,19 +183,22 @@ class Recommender:
         |---|---|
         | `item` | each dense channel's vector times the gate of the item, then the bias |
         | `user` | the folded history in each dense channel over its size, then 1 |
-        | `learned` | the learned channel's items in lists (dim of `[kg]`), length 1 |
+        | `learned` | the learned channel's items in lists, of length 1 |
         | `learned_history` | the same items in histories |
+        | `learned_user` | the folded history in the learned channel over its size |
         | `entity` | what an item gains by a fact to the entity, in the space of `learned` |
 
         user · item is the share that the dense channels (`embedding`, `learned`) and the bias have
-        in the score of a list of new products (`repeats="exclude"`). **It is not the score**: the
-        sparse channels (`linear`, `directed`, `graph`, `text`) are no vectors, and what the user
-        has met has to be taken out by who serves. `model.dense_channels("new")` and
-        `model.other_channels("new")` name both. learned_history · learned is what the learned
-        channel says of the one item after the other, before it is weighed.
+        in the score. **It is not the score**: the sparse channels (`linear`, `directed`, `graph`,
+        `text`, `repeat`) are no vectors, and where they weigh most the product alone ranks badly.
+        `model.dense_channels(head)` and `model.other_channels(head)` name both ("new" is the head
+        of "exclude", "all" of the other lists). learned_user · learned and learned_history ·
+        learned are what the learned channel says for a user and after an item, before its gate;
+        entity · learned orders the items that the entity speaks for.
 
-        Groups of what the bundle does not have are left out: the learned ones where no list weighs
-        the channel, entities that touch one item alone.
+        Groups that the bundle has nothing for are left out: `item` and `user` where no dense
+        channel weighs in these lists, the learned ones and `entity` where the learned channel
+        weighs in none. An entity that holds of one item alone has no vector.
 
         A store that is there already is brought to what the bundle says: vectors that are new or
         other are written, those of items and users not in this call are deleted, in one
@@ -203,6 +209,8 @@ class Recommender:
             path: the store's folder; made if it is not there.
             users: whose vectors are kept: ids that the bundle knows, each once, or "all"; None =
                 no user's.
+            repeats: the lists that `item` and `user` are for: "exclude" for new products only;
+                "allow" and "only" are weighed alike.
 
         Returns:
             The store's newest generation.
@@ -210,13 +218,13 @@ class Recommender:
         Raises:
             UnknownIdError: a user is unknown.
             DataError: a user comes twice.
-            ConfigError: `users` is a string, but not "all".
-            ModelError: the model has no dense channel for lists of new products.
+            ConfigError: `users` is a string, but not "all"; or `repeats` is none of the three.
+            ModelError: there is no learned channel, and no dense channel weighs in these lists.
             StoreError: the folder holds something else, another process is writing there, or a
                 file is damaged.
             OSError: the disk is full or the like; the newest generation stays.
         """
-        return write_vectors(self.bundle, self.model, Path(path), users)
+        return write_vectors(self.bundle, self.model, Path(path), users, _head(repeats))
 
     def _visitor(self, history: Sequence[tuple[str, str]]) -> Histories:
         kinds = self.bundle.histories.kind_names

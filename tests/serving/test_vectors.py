@@ -20,7 +20,7 @@ from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem
 from kgrank.fusion.evidence import Evidence
 from kgrank.fusion.history import Decay
 from kgrank.fusion.learned import Learner
-from kgrank.fusion.model import FusedModel
+from kgrank.fusion.model import FusedModel, Head, Repeats
 from kgrank.fusion.settings import LearnSettings
 from kgrank.fusion.training import valid_queries
 from kgrank.fusion.weights import FusionWeights
@@ -71,7 +71,8 @@ def dense_bundle(
         trend=0.5,
         cold_bias=0.25,
     )
-    model = FusedModel(channels, shop_bundle.model.side, {"new": weights, "all": weights})
+    other = replace(weights, weight=weights.weight[::-1].copy(), trend=0.3)
+    model = FusedModel(channels, shop_bundle.model.side, {"new": weights, "all": other})
     return replace(shop_bundle, model=model)
 
 
@@ -92,12 +93,12 @@ def learned_of(bundle: Bundle) -> DenseFeatures:
     return form
 
 
-def dense_part(bundle: Bundle, user: str) -> Floats:
+def dense_part(bundle: Bundle, user: str, head: Head = "new") -> Floats:
     """(n_items): bias + Σ over the dense channels of gate · Σ_h w(h) ⟨S[h], V[i]⟩ / their rms."""
     model, histories = bundle.model, bundle.histories
     span = histories.of_users(bundle.users.numbers([user]))
-    gates = model.heads["new"].gates(model.side)
-    total = model.heads["new"].bias(model.side).astype(np.float64)
+    gates = model.heads[head].gates(model.side)
+    total = model.heads[head].bias(model.side).astype(np.float64)
     for number, channel in enumerate(model.channels):
         if isinstance(channel.form, DenseFeatures):
             events, decayed = histories.event_weights(span, channel.decay)
@@ -114,6 +115,30 @@ def test_user_times_item_is_the_dense_part_of_the_score(
     items = store.vectors("item", store.ids("item"))
     found = items.astype(np.float64) @ store.vectors("user", [user])[0]
     np.testing.assert_allclose(found, dense_part(dense_bundle, user), atol=2e-6)
+
+
+@pytest.mark.parametrize("repeats", ["allow", "only"])
+def test_other_lists_have_other_vectors(
+    rec: Recommender, store: EmbeddingStore, tmp_path: Path, repeats: Repeats
+) -> None:
+    other = rec.write_vectors(tmp_path, users=["0005"], repeats=repeats)
+    items = other.vectors("item", other.ids("item")).astype(np.float64)
+    found = items @ other.vectors("user", ["0005"])[0]
+    np.testing.assert_allclose(found, dense_part(rec.bundle, "0005", "all"), atol=2e-6)
+    assert np.abs(found - dense_part(rec.bundle, "0005", "new")).max() > 0.1
+
+
+def test_a_user_in_the_learned_channel_is_its_score_before_the_gate(
+    rec: Recommender, store: EmbeddingStore
+) -> None:
+    bundle, model = rec.bundle, rec.model
+    spans = bundle.histories.of_users(bundle.users.numbers(["0005"]))
+    said = dict(model.channel_scores(bundle.histories, spans, "new"))["learned"].numpy()[0]
+    found = store.vectors("learned", store.ids("learned"))
+    found = found @ store.vectors("learned_user", ["0005"])[0]
+    gates = model.heads["new"].gates(model.side)[-1]
+    np.testing.assert_allclose(gates * found, said, atol=2e-6)
+    assert np.sqrt(np.mean(found**2)) == pytest.approx(1.0)
 
 
 def test_the_rest_of_the_score_is_what_the_other_channels_add(
@@ -133,12 +158,13 @@ def test_the_rest_of_the_score_is_what_the_other_channels_add(
 
 def test_every_id_has_its_vector(dense_bundle: Bundle, store: EmbeddingStore) -> None:
     learned = learned_of(dense_bundle)
-    learned_dims = {"learned": 16, "learned_history": 16, "entity": 16}
+    learned_dims = dict.fromkeys(("learned", "learned_history", "learned_user", "entity"), 16)
     assert store.dims == {"item": 21, "user": 21, **learned_dims}
     ids = dense_bundle.items.ids().tolist()
     for group in ("item", "learned", "learned_history"):
         assert store.ids(group).tolist() == ids
-    assert store.ids("user").tolist() == dense_bundle.users.ids().tolist()
+    for group in ("user", "learned_user"):
+        assert store.ids(group).tolist() == dense_bundle.users.ids().tolist()
     some = [ids[7], ids[3]]
     listed, met = learned.values[[7, 3]], learned.of_history[[7, 3]]
     assert store.vectors("learned", some).tobytes() == listed.numpy().tobytes()
@@ -215,7 +241,7 @@ def test_only_what_changed_is_written_again(dense_bundle: Bundle, tmp_path: Path
     newer = replace(dense_bundle, model=model, events=events)
     second = Recommender(newer, "cpu").write_vectors(tmp_path / "store", "all")
     assert second.generation == 2
-    assert written(second) == {"item": 1, "user": 1}
+    assert written(second) == {"item": 1, "user": 1, "learned_user": 1}
     opened = EmbeddingStore.open(tmp_path / "store")
     assert opened.ids("item")[-1] == dense_bundle.items.ids([5])[0]
     assert opened.ids("user")[-1] == "u-ada"
@@ -326,6 +352,21 @@ def test_users_are_named_rightly(rec: Recommender, tmp_path: Path) -> None:
         rec.write_vectors(tmp_path / "store", ["u-ada", "u-ada"])
 
 
+def test_a_channel_that_weighs_in_other_lists_has_its_groups_alone(
+    dense_bundle: Bundle, tmp_path: Path
+) -> None:
+    """No dense channel weighs in lists of new products; in the others it does."""
+    model = dense_bundle.model
+    sparse = FusionWeights.single(len(model.channels), 0)
+    heads = {**model.heads, "new": sparse}
+    rec = Recommender(replace(dense_bundle, model=replace(model, heads=heads)), "cpu")
+    store = rec.write_vectors(tmp_path, ["0005"])
+    assert store.groups.keys() == {"learned", "learned_history", "learned_user", "entity"}
+    store = rec.write_vectors(tmp_path, ["0005"], repeats="allow")
+    assert store.groups["item"] == len(dense_bundle.items)
+    assert (store.groups["user"], store.groups["learned_user"]) == (1, 1)
+
+
 def test_a_model_without_dense_channels_has_no_vectors(
     recommender: Recommender, tmp_path: Path
 ) -> None:
@@ -360,8 +401,13 @@ def test_the_command_writes_what_the_loaded_bundle_has(
     (tmp_path / "users.txt").write_text("0005\nu-ada\n0005\n")
     done = CliRunner().invoke(app, [*words, "--users", str(tmp_path / "users.txt")])
     assert done.exit_code == 0, done.output
-    assert "embedding + learned + bias; left out of it: linear, directed, graph" in done.stdout
-    assert EmbeddingStore.open(tmp_path / "store").groups["user"] == 2
+    assert "user · item: embedding + learned + bias. Not in it: linear, directed" in done.stdout
+    two = EmbeddingStore.open(tmp_path / "store")
+    assert two.groups["user"] == 2
+    done = CliRunner().invoke(app, [*words, "--all-users", "--repeats", "allow", "--json"])
+    assert json.loads(done.stdout)["generation"] == 3
+    before, after = (of.vectors("item", ["brook-bottle"]) for of in (two, two.refresh()))
+    assert (before[:, :-1] != after[:, :-1]).all()
 
 
 def test_wrong_usage_of_the_command(shop_models: Path, tmp_path: Path) -> None:
