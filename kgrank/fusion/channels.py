@@ -18,6 +18,7 @@ import torch
 
 from kgrank.fusion.history import Decay
 from kgrank.fusion.products import add_scaled, multiply
+from kgrank.kg.entities import EntityVectors
 
 Floats = npt.NDArray[np.float32]
 
@@ -91,10 +92,12 @@ class DenseFeatures:
     Attributes:
         values: V, what an item is as a product to be ranked.
         sources: S, what it is in a history; None where that is the same.
+        entities: what the graph's entities are beside the items; no score needs them.
     """
 
     values: torch.Tensor
     sources: torch.Tensor | None = None
+    entities: EntityVectors | None = None
 
     @property
     def of_history(self) -> torch.Tensor:
@@ -156,10 +159,9 @@ class Channel:
         """The same channel with its dense part on `device`."""
         if isinstance(self.form, DenseFeatures):
             form, sources = self.form, self.form.sources
-            moved = DenseFeatures(
-                form.values.to(device), None if sources is None else sources.to(device)
-            )
-            return replace(self, form=moved)
+            moved = None if sources is None else sources.to(device)
+            form = replace(form, values=form.values.to(device), sources=moved)
+            return replace(self, form=form)
         return self
 
 

@@ -31,6 +31,7 @@ from kgrank.fusion.model import exclude
 from kgrank.fusion.queries import Queries
 from kgrank.fusion.settings import LearnSettings
 from kgrank.kg.building import GraphSettings
+from kgrank.kg.entities import entity_vectors
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -147,7 +148,8 @@ class Learner:
         encoder.draw(None)
         with torch.no_grad():
             sources, targets = encoder()
-        return DenseFeatures(targets.cpu(), sources.cpu()), module.decay(histories), trained
+        form = DenseFeatures(targets.cpu(), sources.cpu(), entity_vectors(encoder, graph))
+        return form, module.decay(histories), trained
 
 
 def leading(

@@ -135,6 +135,26 @@ class FusedModel:
     def _gated(self) -> dict[Head, _GatedItems]:
         return {}
 
+    def item_vectors(self, head: Head) -> torch.Tensor:
+        """The dense channels' part of the items, (n_items × dim) float32 on their device.
+
+        Its product with `user_vectors` is the share of `scores` that the dense channels and the
+        bias have. The last column is the bias; before it are the columns of `dense_channels`.
+        """
+        return self._items(head).dense
+
+    def user_vectors(self, histories: Histories, spans: Spans, head: Head) -> torch.Tensor:
+        """What `item_vectors` is multiplied with, (n_spans × dim) float32 on the same device."""
+        return self._items(head).users(histories, spans)
+
+    def dense_channels(self, head: Head) -> dict[str, int]:
+        """The channels in `item_vectors`, in order, and how many columns each has."""
+        return {c.name: form.values.shape[1] for c, form in self._items(head).channels}
+
+    def other_channels(self, head: Head) -> tuple[str, ...]:
+        """The channels that have a share in `scores` and none in `item_vectors`."""
+        return tuple(channel.name for channel, *_ in self._items(head).others)
+
     def channel_scores(
         self, histories: Histories, spans: Spans, head: Head
     ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -209,16 +229,20 @@ class _GatedItems:
         dense = torch.cat([*columns, bias.to(device)], dim=1)
         return cls(tuple(channels), dense, tuple(others))
 
-    def scores(
-        self, histories: Histories, spans: Spans, out: torch.Tensor, *, bias: bool = True
-    ) -> torch.Tensor:
-        """`out`, (n_spans × n_items) float32, filled with the scores."""
+    def users(self, histories: Histories, spans: Spans, *, bias: bool = True) -> torch.Tensor:
+        """[u_1 / size_1 | u_2 / size_2 | … | 1], or 0 last without the bias, float32."""
         columns = [
             form.scaled(histories.weights(spans, channel.decay))[0]
             for channel, form in self.channels
         ]
-        last = torch.full((len(spans), 1), float(bias), device=out.device)
-        torch.mm(torch.cat([*columns, last], dim=1), self.dense.T, out=out)
+        last = torch.full((len(spans), 1), float(bias), device=self.dense.device)
+        return torch.cat([*columns, last], dim=1)
+
+    def scores(
+        self, histories: Histories, spans: Spans, out: torch.Tensor, *, bias: bool = True
+    ) -> torch.Tensor:
+        """`out`, (n_spans × n_items) float32, filled with the scores."""
+        torch.mm(self.users(histories, spans, bias=bias), self.dense.T, out=out)
         for channel, form, gate in self.others:
             form.add_scaled(histories.weights(spans, channel.decay), gate, out)
         return out

@@ -4,6 +4,7 @@
     store = store.write("item", item_ids, item_vectors)      # generation 1
     store.vectors("item", ["i-7"])                           # (1 × 128)
     store.nearest("item", user_vectors, n=10).ids            # (n_users × 10)
+    store.replace({"item": (ids, new), "user": (users, u)})  # what differs, in one generation
 
     vectors/
       manifest                 the generation: its files, their sizes and sha256; the last line is
@@ -21,7 +22,7 @@ the new one. What it had begun to write nobody reads, and the next writer remove
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +30,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from kgrank.errors import ConfigError, DataError, Fault, ModelError, UnknownIdError
+from kgrank.errors import ConfigError, ModelError, UnknownIdError
 from kgrank.files import TEMPORARY, replacing, sync
 from kgrank.kg.ann import build_index
 from kgrank.kg.generations import (
     LOCK,
     MANIFEST,
-    MAX_DIM,
     Manifest,
     locked,
     newest,
@@ -49,6 +48,7 @@ from kgrank.kg.generations import (
 )
 from kgrank.kg.groups import Group, GroupEntry
 from kgrank.kg.segments import FileEntry, refusal
+from kgrank.kg.vectors import MAX_DIM, Vectors, checked_ids, checked_shape, checked_vectors
 from kgrank.kg.vocabulary import Ids, Vocabulary, string_array
 
 if TYPE_CHECKING:
@@ -74,19 +74,20 @@ class EmbeddingStore:
     _groups: Mapping[str, Group]
 
     @classmethod
-    def create(cls, path: str | Path, dim: int) -> EmbeddingStore:
+    def create(cls, path: str | Path, dim: int | None = None) -> EmbeddingStore:
         """A store with nothing in it: generation 0.
 
         Args:
             path: a folder that is empty or does not exist yet.
-            dim: the size of every vector, 1 to 65,536.
+            dim: the size of every vector, 1 to 65,536; None = each group has its own, that of the
+                vectors first written into it.
 
         Raises:
             ConfigError: `dim` is out of range.
             StoreError: there is something already, or another process is writing there.
             OSError: the folder cannot be written to.
         """
-        if type(dim) is not int or not 1 <= dim <= MAX_DIM:
+        if dim is not None and (type(dim) is not int or not 1 <= dim <= MAX_DIM):
             raise ConfigError(f"dim: found {dim!r}; allowed: 1 to {MAX_DIM:,}. Correct it.")
         path = Path(path)
         if path.exists() and not path.is_dir():
@@ -121,9 +122,14 @@ class EmbeddingStore:
         return EmbeddingStore(self.path, *newest(self.path, self._groups))
 
     @property
-    def dim(self) -> int:
-        """The size of a vector."""
+    def dim(self) -> int | None:
+        """The size of every vector; None where each group has its own."""
         return self.manifest.dim
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The size of each group's vectors."""
+        return {name: group.dim for name, group in self._groups.items()}
 
     @property
     def generation(self) -> int:
@@ -140,7 +146,8 @@ class EmbeddingStore:
         return sum(self.groups.values())
 
     def __repr__(self) -> str:
-        about = f"dim={self.dim}, generation={self.generation}, groups={self.groups}"
+        size = f"dims={self.dims}" if self.dim is None else f"dim={self.dim}"
+        about = f"{size}, generation={self.generation}, groups={self.groups}"
         return f"EmbeddingStore({str(self.path)!r}, {about})"
 
     def ids(self, group: str) -> NDArray[np.object_]:
@@ -183,18 +190,59 @@ class EmbeddingStore:
             StoreError: another process is writing, or a file is damaged.
             OSError: the disk is full or the like; the newest generation stays.
         """
-        if not isinstance(group, str) or not _GROUP.fullmatch(group):
-            allowed = "a lower-case letter, then letters, digits, _ (64 at most)"
-            raise ConfigError(f"group: found {group!r}; allowed: {allowed}. Rename it.")
-        array = _checked_ids(ids)
-        matrix = _checked_vectors(vectors, len(array), self.dim)
+        _check_names([group])
+        array = checked_ids(ids)
+        matrix = checked_vectors(vectors, len(array), self.dim)
         with self._writing() as store:
-            known = store._groups.get(group) or Group(group, GroupEntry(), self.dim, (), None)
+            known = store._groups.get(group)
+            dim = checked_shape(matrix.shape, len(array), known.dim if known else None)
+            known = known or Group(group, GroupEntry(dim=dim))
             rows = known.find(array)
             first = known.merging_from(len(array))
             path = store._next_file(group, "safetensors")
-            entry = known.write(path, first, rows[rows >= 0], array, matrix)
+            entry = known.write(path, first, rows[rows >= 0], array, [matrix])
             return store._with({group: entry})
+
+    def replace(self, groups: Mapping[str, tuple[Ids, Vectors] | None]) -> EmbeddingStore:
+        """Let groups hold exactly these vectors, all of them from one generation to the next.
+
+        Only vectors that are new or others than before are written; ids that are not given again
+        are deleted, as `delete` does it. A group of which nothing differs stays as it is, with its
+        index. Where the vectors of a group are of another size than before, all are written. Groups
+        that are not named stay.
+
+        Args:
+            groups: name → n different ids, none empty, and their vectors (n × dim) float32, finite;
+                None takes the group out. Vectors are read a block at a time, and twice.
+
+        Returns:
+            The next generation after the newest on disk, or the newest if nothing differs.
+
+        Raises:
+            ConfigError: a group's name is not one.
+            DataError: ids or vectors are at fault; the newest generation stays.
+            StoreError: another process is writing, or a file is damaged.
+            OSError: the disk is full or the like; the newest generation stays.
+        """
+        _check_names(groups)
+        given = {}
+        for name, content in groups.items():
+            if content is not None:
+                array = checked_ids(content[0])
+                checked_shape(content[1].shape, len(array), self.dim)
+                given[name] = array, content[1]
+        with self._writing() as store:
+            entries: dict[str, GroupEntry | None] = {
+                name: None for name in groups if name in store._groups
+            }
+            for name, (array, vectors) in given.items():
+                known, dim = store._groups.get(name), vectors.shape[1]
+                if known is None or known.dim != dim:
+                    known = Group(name, GroupEntry(dim=dim))
+                path = store._next_file(name, "safetensors")
+                entries[name] = known.replace(path, array, vectors)
+            same = all(store.manifest.groups.get(name) == entry for name, entry in entries.items())
+            return store if same else store._with(entries)
 
     def delete(self, group: str, ids: Ids) -> EmbeddingStore:
         """Take ids out of a group, so that nothing finds them any more.
@@ -234,7 +282,7 @@ class EmbeddingStore:
         """
         none = np.empty(0, np.int64)
         with self._writing() as store:
-            entries = {}
+            entries: dict[str, GroupEntry | None] = {}
             for name, group in store._groups.items():
                 if len(group.segments) > 1 or not group.live.all():
                     entry = group.write(store._next_file(name, "safetensors"), 0, none)
@@ -293,8 +341,8 @@ class EmbeddingStore:
 
         if n < 1:
             raise ConfigError(f"n: found {n}; allowed: 1 or more. Ask for at least one.")
-        queries = _checked_vectors(vectors, None, self.dim)
-        return nearest(self._group(group), queries, n, exact)
+        known = self._group(group)
+        return nearest(known, checked_vectors(vectors, None, known.dim), n, exact)
 
     def verify(self) -> None:
         """Read every byte of this generation's files and compare it with the checksums.
@@ -361,39 +409,19 @@ class EmbeddingStore:
             remove_unlisted(self.path, store.manifest)
             yield store
 
-    def _with(self, entries: Mapping[str, GroupEntry]) -> EmbeddingStore:
-        """Make a generation in which these groups are others."""
-        groups = {**self.manifest.groups, **entries}
+    def _with(self, entries: Mapping[str, GroupEntry | None]) -> EmbeddingStore:
+        """Make a generation in which these groups are others, or (None) are no more."""
+        changed = {**self.manifest.groups, **entries}
+        groups = {name: entry for name, entry in changed.items() if entry is not None}
         manifest = Manifest(dim=self.dim, generation=self.generation + 1, groups=groups)
         return EmbeddingStore(self.path, manifest, switch(self.path, manifest, self._groups))
 
 
-def _checked_ids(ids: Ids) -> Any:
-    """`pyarrow.LargeStringArray` (n,) of n different ids; raises DataError."""
-    array = Vocabulary.from_ids(ids).array
-    empty = np.flatnonzero(pc.equal(array, "").to_numpy(zero_copy_only=False))
-    if len(empty):
-        place, mend = int(empty[0]) + 1, "Give it an id, or leave it out."
-        raise DataError([Fault("ids", place, None, "an empty id", "text", mend)])
-    return array
-
-
-def _checked_vectors(vectors: ArrayLike, n: int | None, dim: int) -> NDArray[np.float32]:
-    """The vectors as an array (n × dim), of any n if None is given; raises DataError."""
-    matrix = np.asarray(vectors)
-    if matrix.ndim != 2 or matrix.shape[1] != dim or n not in (None, len(matrix)):
-        found, allowed = f"the shape {matrix.shape}", f"({'n' if n is None else n}, {dim})"
-        mend = "Pass one row for each id or query."
-        raise DataError([Fault("vectors", None, None, found, allowed, mend)])
-    if matrix.dtype != np.float32:
-        mend = "Convert them: vectors.astype(numpy.float32)."
-        raise DataError([Fault("vectors", None, None, str(matrix.dtype), "float32", mend)])
-    wrong = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
-    if len(wrong):
-        found, mend = "a value that is not finite", "Has the training that made it diverged?"
-        place, count = int(wrong[0]) + 1, len(wrong)
-        raise DataError([Fault("vectors", place, None, found, "finite numbers", mend, count)])
-    return matrix
+def _check_names(groups: Iterable[str]) -> None:
+    for group in groups:
+        if not isinstance(group, str) or not _GROUP.fullmatch(group):
+            allowed = "a lower-case letter, then letters, digits, _ (64 at most)"
+            raise ConfigError(f"group: found {group!r}; allowed: {allowed}. Rename it.")
 
 
 def _objects(ids: Any) -> NDArray[np.object_]:

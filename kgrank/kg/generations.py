@@ -17,12 +17,12 @@ from kgrank.errors import StoreError
 from kgrank.files import TEMPORARY, replacing, sync
 from kgrank.kg.groups import Group, GroupEntry
 from kgrank.kg.segments import refusal
+from kgrank.kg.vectors import MAX_DIM
 from kgrank.settings import Section
 
-FORMAT = 1
+FORMAT = 2
 """The number of the layout that is written, and the only one that is read."""
 
-MAX_DIM = 65_536
 MAX_MANIFEST_BYTES = 16_000_000
 
 MANIFEST, LOCK = "manifest", "lock"
@@ -36,13 +36,13 @@ class Manifest(Section):
 
     Attributes:
         format: the number of the layout.
-        dim: the size of every vector.
+        dim: the one size that vectors may have; None = each group has its own.
         generation: how many times the store was written to.
         groups: what is in it.
     """
 
-    format: Literal[1] = 1
-    dim: Annotated[int, Field(ge=1, le=MAX_DIM)]
+    format: Literal[2] = 2
+    dim: Annotated[int, Field(ge=1, le=MAX_DIM)] | None = None
     generation: Annotated[int, Field(ge=0)] = 0
     groups: Mapping[str, GroupEntry] = Field(default_factory=dict)
 
@@ -89,7 +89,7 @@ def _open_groups(path: Path, manifest: Manifest, known: Mapping[str, Group]) -> 
     groups = {}
     for name, entry in manifest.groups.items():
         same = name in known and known[name].entry == entry
-        groups[name] = known[name] if same else Group.open(path, name, entry, manifest.dim, files)
+        groups[name] = known[name] if same else Group.open(path, name, entry, files)
     return groups
 
 

@@ -46,6 +46,7 @@ class GraphInput:
             A fact is a (relation, tail) pair that holds of two items or more.
         relations: (n_facts) int64, the relation of each fact.
         tails: (n_facts) int64, the entity (or item) of each fact.
+        nodes: (n_tails) int64, which node of `data` each tail is, counted type after type.
         behaviours: kind of event → (n_users × n_items) CSR, how often.
         words: (n_items × n_words) CSR float32, rows of length 1; no columns without text.
         data: the facts for PyTorch Geometric.
@@ -54,6 +55,7 @@ class GraphInput:
     known: sp.csr_matrix
     relations: npt.NDArray[np.int64]
     tails: npt.NDArray[np.int64]
+    nodes: npt.NDArray[np.int64]
     behaviours: Mapping[str, sp.csr_matrix]
     words: sp.csr_matrix
     data: HeteroData
@@ -79,9 +81,7 @@ class GraphInput:
             behaviours: kind of event → (n_users × n_items) CSR.
             words: (n_items × n_words) CSR.
         """
-        starts, n_nodes = {}, 0  # where each node type begins among all tails
-        for kind in data.node_types:
-            starts[kind], n_nodes = n_nodes, n_nodes + int(data[kind].num_nodes)
+        starts, n_nodes = type_starts(data)
         n_items = int(data["item"].num_nodes)
         rows, relations, tails, weights = [], [], [], []
         for number, (head, relation, tail) in enumerate(data.edge_types):
@@ -97,7 +97,8 @@ class GraphInput:
                     weights.append(store.edge_weight.numpy())
         if not rows:
             nothing = np.empty(0, np.int64)
-            return cls(sp.csr_matrix((n_items, 0)), nothing, nothing, behaviours, words, data)
+            known = sp.csr_matrix((n_items, 0), dtype=np.float32)
+            return cls(known, nothing, nothing, nothing, behaviours, words, data)
         of_fact = np.concatenate(relations) * n_nodes + np.concatenate(tails)
         facts, columns = np.unique(of_fact, return_inverse=True)
         entries = (np.concatenate(weights), (np.concatenate(rows), columns))
@@ -107,8 +108,17 @@ class GraphInput:
         said = np.unique(known.indices)  # the others are known of one item alone
         facts = facts[said]
         _, relation_numbers = np.unique(facts // n_nodes, return_inverse=True)
-        _, tail_numbers = np.unique(facts % n_nodes, return_inverse=True)
-        return cls(known[:, said].tocsr(), relation_numbers, tail_numbers, behaviours, words, data)
+        nodes, tails_of = np.unique(facts % n_nodes, return_inverse=True)
+        known = known[:, said].tocsr()
+        return cls(known, relation_numbers, tails_of, nodes, behaviours, words, data)
+
+
+def type_starts(data: HeteroData) -> tuple[dict[str, int], int]:
+    """Where each node type begins, counted type after type, and how many nodes there are."""
+    starts, n_nodes = {}, 0
+    for kind in data.node_types:
+        starts[kind], n_nodes = n_nodes, n_nodes + int(data[kind].num_nodes)
+    return starts, n_nodes
 
 
 class GraphEncoder(nn.Module, ABC):

@@ -10,7 +10,7 @@ An id has one live row at most: what writes it again, or deletes it, lists its e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -33,6 +33,7 @@ from kgrank.kg.segments import (
     refusal,
     write_segment,
 )
+from kgrank.kg.vectors import MAX_DIM, Vectors, block_rows, checked_vectors
 from kgrank.kg.vocabulary import read_only
 from kgrank.settings import Section
 
@@ -46,11 +47,13 @@ class GroupEntry(Section):
     """What the manifest says of a group.
 
     Attributes:
+        dim: the size of its vectors.
         rows: how many of the segments' rows are live.
         segments: the oldest first.
         index: the file of the approximate search, if one was built for these rows.
     """
 
+    dim: Annotated[int, Field(ge=1, le=MAX_DIM)]
     rows: Annotated[int, Field(ge=0)] = 0
     segments: tuple[SegmentEntry, ...] = ()
     index: FileEntry | None = None
@@ -67,13 +70,12 @@ class Group:
 
     name: str
     entry: GroupEntry
-    dim: int
-    segments: tuple[Segment, ...]
-    index: Index | None
+    segments: tuple[Segment, ...] = ()
+    index: Index | None = None
 
     @classmethod
     def open(
-        cls, folder: Path, name: str, entry: GroupEntry, dim: int, known: Mapping[FileEntry, Any]
+        cls, folder: Path, name: str, entry: GroupEntry, known: Mapping[FileEntry, Any]
     ) -> Group:
         """Map the files of a group but those that are open already.
 
@@ -81,20 +83,24 @@ class Group:
             folder: the store's.
             name: what the group is called.
             entry: what the manifest says of the group.
-            dim: the size of a vector.
             known: segments and indexes that are open, by their entries.
 
         Raises:
             StoreError: a file is missing, or its size or header is not what was written.
         """
-        segments = tuple(known.get(e) or Segment.open(folder, e, dim) for e in entry.segments)
+        segments = tuple(known.get(e) or Segment.open(folder, e, entry.dim) for e in entry.segments)
         index = None
         if entry.index:
             index = known.get(entry.index) or Index(MappedFile.open(folder, entry.index))
-        return cls(name, entry, dim, segments, index)
+        return cls(name, entry, segments, index)
 
     def __len__(self) -> int:
         return self.entry.rows
+
+    @property
+    def dim(self) -> int:
+        """The size of a vector."""
+        return self.entry.dim
 
     @property
     def files(self) -> tuple[Segment | Index, ...]:
@@ -244,7 +250,7 @@ class Group:
         first: int,
         dead: NDArray[np.int64],
         ids: Any = NO_IDS,
-        vectors: NDArray[np.float32] | None = None,
+        blocks: Iterable[NDArray[np.float32]] = (),
     ) -> GroupEntry:
         """Write one segment: the live rows from segment `first` on, then the new ones.
 
@@ -253,7 +259,7 @@ class Group:
             first: the segment from which on they are merged; `len(self.segments)` merges none.
             dead: (k,) rows that count no more.
             ids: `pyarrow.LargeStringArray` (n,): n different ids, their live rows among the dead.
-            vectors: (n × dim) float32; None for n = 0.
+            blocks: the vectors (… × dim) float32, n rows together.
 
         Returns:
             The group as it then is; no index is of it.
@@ -262,13 +268,45 @@ class Group:
         live[dead] = False
         kept = list(self.parts(first, live))
         base = self.starts[first]
-        new = [] if vectors is None else [vectors]
         segment = write_segment(
             path,
             pa.concat_arrays([*(segment.ids(rows) for segment, rows in kept), ids]),
-            chain(chain.from_iterable(segment.blocks(rows) for segment, rows in kept), new),
+            chain(chain.from_iterable(segment.blocks(rows) for segment, rows in kept), blocks),
             self.dim,
             np.flatnonzero(self._live(first) & ~live[:base]),
         )
         segments = (*self.entry.segments[:first], segment)
-        return GroupEntry(rows=int(live.sum()) + len(ids), segments=segments)
+        return GroupEntry(dim=self.dim, rows=int(live.sum()) + len(ids), segments=segments)
+
+    def replace(self, path: Path, ids: Any, vectors: Vectors) -> GroupEntry:
+        """The group with exactly these vectors, of which those that it lacks are written.
+
+        A row that is the same stays where it is. Where fewer than half of all rows would be live,
+        all are written into one segment, so that the files stay below twice what they hold.
+
+        Args:
+            path: the file to write.
+            ids: `pyarrow.LargeStringArray` (n,): n different ids.
+            vectors: (n × dim); read twice.
+
+        Returns:
+            The group as it then is; the same entry, with its index, if nothing differs.
+
+        Raises:
+            DataError: vectors are at fault; nothing is written.
+        """
+        rows = self.find(ids)
+        new = rows < 0
+        for part in block_rows(np.arange(len(ids)), self.dim):
+            block = checked_vectors(vectors[part], len(part), self.dim, int(part[0]))
+            held = np.flatnonzero(rows[part] >= 0)
+            new[part[held]] = (block[held] != self.vectors(rows[part[held]])).any(axis=1)
+        stale = self.live.copy()
+        stale[rows[~new]] = False
+        dead, changed = np.flatnonzero(stale), np.flatnonzero(new)
+        if not len(dead) and not len(changed):
+            return self.entry
+        mostly_dead = self.starts[-1] + len(changed) > 2 * len(ids)
+        first = 0 if mostly_dead else self.merging_from(len(changed))
+        blocks = (vectors[some] for some in block_rows(changed, self.dim))
+        return self.write(path, first, dead, ids.filter(pa.array(new)), blocks)

@@ -26,6 +26,7 @@ from kgrank.fusion.model import FusedModel, Head
 from kgrank.fusion.selection import Choice
 from kgrank.fusion.training import Fit
 from kgrank.fusion.weights import FusionWeights, ItemSide
+from kgrank.kg.entities import EntityVectors
 from kgrank.kg.graph import ItemEntityMatrix, KnowledgeGraph
 from kgrank.kg.splits import SplitCuts, SplitSettings
 from kgrank.kg.tables import Tables
@@ -163,6 +164,8 @@ class Bundle:
                 arrays["vectors"][name] = form.values.cpu().numpy()
                 if form.sources is not None:
                     arrays["vectors"][f"{name}.sources"] = form.sources.cpu().numpy()
+                if form.entities is not None:
+                    form.entities.save(folder / _entities(name))
             else:
                 sparse = form.weights if isinstance(form, ItemItem) else form.values
                 file = arrays["item_item" if isinstance(form, ItemItem) else "features"]
@@ -219,11 +222,22 @@ class Bundle:
             )
             for head, scalars in manifest["heads"].items()
         }
+        names = [entry["name"] for entry in manifest["channels"]]
+        entities = {
+            name: EntityVectors.load(folder / _entities(name))
+            for name in names
+            if _entities(name) in manifest["files"]
+        }
         channels = tuple(
             Channel(
                 entry["name"],
                 _decay_from_json(entry["decay"]),
-                _form(entry["form"], entry["name"], arrays[entry["form"]]),
+                _form(
+                    entry["form"],
+                    entry["name"],
+                    arrays[entry["form"]],
+                    entities.get(entry["name"]),
+                ),
             )
             for entry in manifest["channels"]
         )
@@ -248,11 +262,20 @@ class Bundle:
         )
 
 
-def _form(kind: str, name: str, arrays: Mapping[str, np.ndarray]) -> Form:
+def _entities(channel: str) -> str:
+    """The file of a channel's entity vectors; there is none where it has none."""
+    return f"{channel}.entities.parquet"
+
+
+def _form(
+    kind: str, name: str, arrays: Mapping[str, np.ndarray], entities: EntityVectors | None
+) -> Form:
     if kind == "vectors":
         sources = arrays.get(f"{name}.sources")
         return DenseFeatures(
-            torch.from_numpy(arrays[name]), None if sources is None else torch.from_numpy(sources)
+            torch.from_numpy(arrays[name]),
+            None if sources is None else torch.from_numpy(sources),
+            entities,
         )
     data = arrays[f"{name}.data"]
     shape = tuple(int(n) for n in arrays[f"{name}.shape"])

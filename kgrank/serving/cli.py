@@ -327,6 +327,47 @@ def rank(
 
 
 @app.command()
+def vectors(
+    bundle: BundlePath,
+    out: Annotated[Path, typer.Option(file_okay=False, help="The embedding store's folder.")],
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Whose vectors too: one id a line, or a table with user_id; nobody's if left out.",
+        ),
+    ] = None,
+    all_users: Annotated[bool, typer.Option("--all-users", help="All users' vectors too.")] = False,
+    repeats: RepeatsOption = "exclude",
+    as_json: Json = False,
+) -> None:
+    """Keep the vectors of items, entities and users in a store; written again, what changed."""
+    if users is not None and all_users:
+        message = "--users and --all-users exclude each other; leave one out."
+        raise typer.BadParameter(message, param_hint="--users")
+    with _faults_told(as_json):
+        from kgrank.serving.ranking import read_user_ids
+
+        recommender = _recommender(bundle)
+        named = None if users is None else read_user_ids(users)
+        store = recommender.write_vectors(out, "all" if all_users else named, repeats)
+        head: Literal["new", "all"] = "new" if repeats == "exclude" else "all"
+        inside = recommender.model.dense_channels(head)
+        outside = recommender.model.other_channels(head)
+    sizes = {name: {"vectors": n, "dim": store.dims[name]} for name, n in store.groups.items()}
+    if as_json:
+        about = {"store": str(out), "generation": store.generation, "groups": sizes}
+        print_json({**about, "channels": inside, "channels_without_vectors": outside})
+    else:
+        rows = [(name, size["vectors"], size["dim"]) for name, size in sizes.items()]
+        print_table(("group", "vectors", "dim"), rows, f"{out}, generation {store.generation}")
+        dense, rest = " + ".join([*inside, "bias"]), ", ".join(outside) or "nothing"
+        told = f"In user · item: {dense}. Not in it: {rest}."
+        typer.echo(told if inside else "No dense channel weighs in these lists: no item vectors.")
+
+
+@app.command()
 def explain(
     bundle: BundlePath,
     user: User,

@@ -16,10 +16,12 @@ from kgrank.devices import choose_device
 from kgrank.errors import ConfigError
 from kgrank.fusion.history import Histories, Spans
 from kgrank.fusion.model import FusedModel, Head, Repeats
+from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.explaining import Profile, explain, profile
 from kgrank.serving.explanation import Explanation
+from kgrank.serving.vectors import write_vectors
 
 
 class Recommender:
@@ -168,6 +170,61 @@ class Recommender:
             UnknownIdError: the user is unknown.
         """
         return profile(self.bundle, user_id)
+
+    def write_vectors(
+        self,
+        path: str | Path,
+        users: Sequence[str] | Literal["all"] | None = None,
+        repeats: Repeats = "exclude",
+    ) -> EmbeddingStore:
+        """Keep the model's vectors in an embedding store, to serve from it or from what it fills.
+
+        | group | what its vectors are |
+        |---|---|
+        | `item` | each dense channel's vector times the gate of the item, then the bias |
+        | `user` | the folded history in each dense channel over its size, then 1 |
+        | `learned` | the learned channel's items in lists, of length 1 |
+        | `learned_history` | the same items in histories |
+        | `learned_user` | the folded history in the learned channel over its size |
+        | `entity` | what an item gains by a fact to the entity, in the space of `learned` |
+
+        user · item is the share that the dense channels (`embedding`, `learned`) and the bias have
+        in the score. **It is not the score**: the sparse channels (`linear`, `directed`, `graph`,
+        `text`, `repeat`) are no vectors, and where they weigh most the product alone ranks badly.
+        `model.dense_channels(head)` and `model.other_channels(head)` name both ("new" is the head
+        of "exclude", "all" of the other lists). learned_user · learned and learned_history ·
+        learned are what the learned channel says for a user and after an item, before its gate;
+        entity · learned orders the items that the entity speaks for.
+
+        Groups that the bundle has nothing for are left out: `item` and `user` where no dense
+        channel weighs in these lists, the learned ones and `entity` where the learned channel
+        weighs in none. An entity that holds of one item alone has no vector.
+
+        A store that is there already is brought to what the bundle says: vectors that are new or
+        other are written, those of items and users not in this call are deleted, in one
+        generation. A killed process leaves the old one. Other groups in it stay. Deleted vectors
+        leave the disk with `EmbeddingStore.compact`: call it after a user was erased.
+
+        Args:
+            path: the store's folder; made if it is not there.
+            users: whose vectors are kept: ids that the bundle knows, each once, or "all"; None =
+                no user's.
+            repeats: the lists that `item` and `user` are for: "exclude" for new products only;
+                "allow" and "only" are weighed alike.
+
+        Returns:
+            The store's newest generation.
+
+        Raises:
+            UnknownIdError: a user is unknown.
+            DataError: a user comes twice.
+            ConfigError: `users` is a string, but not "all"; or `repeats` is none of the three.
+            ModelError: there is no learned channel, and no dense channel weighs in these lists.
+            StoreError: the folder holds something else, another process is writing there, or a
+                file is damaged.
+            OSError: the disk is full or the like; the newest generation stays.
+        """
+        return write_vectors(self.bundle, self.model, Path(path), users, _head(repeats))
 
     def _visitor(self, history: Sequence[tuple[str, str]]) -> Histories:
         kinds = self.bundle.histories.kind_names

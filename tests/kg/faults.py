@@ -109,6 +109,13 @@ def write(store: EmbeddingStore) -> EmbeddingStore:
     return store.write("item", ["b", "d"], np.array([[20, 20], [40, 40]], np.float32))
 
 
+def replace(store: EmbeddingStore) -> EmbeddingStore:
+    """Keep a, replace b, add d, delete c; and a second group."""
+    vectors = np.array([[1, 1], [20, 20], [40, 40]], np.float32)
+    users = ["u"], np.array([[7, 7]], np.float32)
+    return store.replace({"item": (["a", "b", "d"], vectors), "user": users})
+
+
 def delete(store: EmbeddingStore) -> EmbeddingStore:
     return store.delete("item", ["a", "b"])
 
@@ -142,7 +149,7 @@ def _killed(work: Callable[[], None], after: float | None = None) -> bool:
 
 def kill_at_every_step(start: Path, out: Path) -> None:
     """Leave out/<operation>-<step>: a copy of the store `start` in which a writer was killed."""
-    for operation in (write, delete, compact):
+    for operation in (write, replace, delete, compact):
         step, killed = 0, True
         while killed:
             folder = out / f"{operation.__name__}-{step}"

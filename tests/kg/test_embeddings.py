@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import kgrank as kr
 from kgrank.errors import ConfigError, DataError, StoreError, UnknownIdError
 from kgrank.files import replacing
-from kgrank.kg import generations, groups, segments
+from kgrank.kg import generations, groups, segments, vectors
 from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.segments import MappedFile, id_hashes
 from kgrank.kg.vocabulary import string_array
@@ -171,6 +171,7 @@ ids_strategy = st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=5)
         st.one_of(
             st.tuples(st.sampled_from(["item", "user"]), ids_strategy),
             st.tuples(st.just("delete"), ids_strategy),
+            st.tuples(st.just("replace"), ids_strategy),
             st.tuples(st.just("compact"), st.just([])),
         ),
         max_size=12,
@@ -191,6 +192,13 @@ def test_a_store_is_a_dictionary(steps, tmp_path_factory):
                 store = store.delete("item", ids)
                 for id_ in ids:
                     del expected["item"][id_]
+            elif what == "replace":  # every other vector is the one that was there, if there is one
+                old = expected["item"]
+                values = [old.get(id_, -1.0) if id_ < "e" else number for id_ in ids]
+                store = store.replace({"item": (ids, rows(*values).reshape(-1, 2))})
+                new = dict(zip(ids, values, strict=True))
+                kept = {id_: value for id_, value in old.items() if new.get(id_) == value}
+                expected["item"] = {**kept, **{id_: new[id_] for id_ in ids if id_ not in kept}}
             else:
                 values = [100 * number + place for place in range(len(ids))]
                 store = store.write(what, ids, rows(*values).reshape(-1, 2))
@@ -203,6 +211,110 @@ def test_a_store_is_a_dictionary(steps, tmp_path_factory):
             name: list(group.items()) for name, group in expected.items()
         }
     store.verify()
+
+
+def test_replacing_writes_what_differs_and_deletes_what_is_gone(store, folder):
+    """a = 1 and d = 40 stay, b becomes 21, e is new; vectors of users have a size of their own."""
+    before = files(folder)
+    wide = np.ones((2, 3), np.float32)
+    many = EmbeddingStore.create(folder.with_name("many"))
+    many = many.replace({"item": (["a", "b"], rows(1, 2)), "user": (["u", "v"], wide)})
+    assert (many.dims, many.dim, many.generation) == ({"item": 2, "user": 3}, None, 1)
+    store = store.replace({"item": (["e", "d", "b", "a"], rows(5, 40, 21, 1)), "user": None})
+    assert store.generation == 4
+    assert contents(EmbeddingStore.open(folder)) == {"item": {"a": 1, "d": 40, "e": 5, "b": 21}}
+    after = files(folder)
+    written = safetensors.numpy.load(after["item-4.safetensors"])
+    assert written["vectors"].tolist() == [[5, 5], [21, 21]]
+    assert before.keys() - {"manifest"} < after.keys()
+
+
+def test_replacing_by_the_same_is_no_generation_and_keeps_the_index(store, folder):
+    store = store.write("user", ["u"], rows(7)).build_index("item")
+    before = files(folder)
+    same = ["d", "b", "a"], rows(40, 20, 1)
+    assert store.replace({"item": same}).generation == store.generation
+    assert store.replace({"item": same, "other": None}).generation == store.generation
+    assert files(folder) == before
+    other = store.replace({"item": same, "user": (["u"], rows(8))})
+    assert other.nearest("item", rows(1), n=1, exact=False).ids.tolist() == [["d"]]
+    assert contents(other)["user"] == {"u": 8}
+
+
+def test_replacing_takes_groups_out_and_leaves_those_that_are_not_named(store):
+    store = store.write("user", ["u"], rows(7)).write("mine", ["m"], rows(1))
+    store = store.replace({"item": (["a"], rows(1)), "user": None})
+    assert contents(EmbeddingStore.open(store.path)) == {"item": {"a": 1}, "mine": {"m": 1}}
+
+
+def test_vectors_of_another_size_take_the_place_of_all(folder):
+    store = EmbeddingStore.create(folder).write("item", ["a", "b"], rows(1, 2))
+    with pytest.raises(DataError, match=r"found the shape \(1, 3\); allowed: \(1, 2\)"):
+        store.write("item", ["a"], np.ones((1, 3), np.float32))
+    store = store.replace({"item": (["a"], np.ones((1, 3), np.float32))})
+    assert store.vectors("item", ["a"]).tolist() == [[1, 1, 1]]
+    assert store.nearest("item", np.ones((1, 3), np.float32)).scores.tolist() == [[3]]
+    assert sorted(files(folder)) == ["item-2.safetensors", "manifest"]
+    assert "dims={'item': 3}, generation=2" in repr(store)
+
+
+def test_replacing_again_and_again_does_not_fill_the_disk(folder):
+    """Never more than twice the live rows, whatever share of them a generation replaces."""
+    store, ids = EmbeddingStore.create(folder, dim=2), [f"i{number}" for number in range(20)]
+    values = np.zeros(20)
+    for generation in range(12):
+        values[generation % 4 :: 2] += 1
+        store = store.replace({"item": (ids, rows(*values))})
+        assert contents(store)["item"] == dict(zip(ids, values.tolist(), strict=True))
+        assert sum(e.rows for e in store.manifest.groups["item"].segments) <= 40
+    store.verify()
+
+
+class Counted:
+    """Vectors that are worked out when they are asked for: id number n is n, n."""
+
+    shape = (5, 2)
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        self.asked.append(numbers.tolist())
+        return rows(*numbers)
+
+
+def test_vectors_are_read_a_block_at_a_time(folder, monkeypatch):
+    monkeypatch.setattr(vectors, "BLOCK_BYTES", 16)
+    store, given = EmbeddingStore.create(folder), Counted()
+    store = store.replace({"item": (list("abcde"), given)})
+    assert given.asked == [[0, 1], [2, 3], [4], [0, 1], [2, 3], [4]]
+    assert contents(store) == {"item": {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}}
+    given.asked.clear()
+    store = store.write("item", ["b", "e"], rows(7, 7)).replace({"item": (list("abcde"), given)})
+    assert given.asked == [[0, 1], [2, 3], [4], [1, 4]]
+
+
+FAULTS: dict[str, tuple[list[Any], Any, str]] = {
+    "twice": (["x", "y", "x"], rows(1, 2, 3), "ids, row 3: found 'x' again .first in row 1"),
+    "empty": (["x", ""], rows(1, 2), "ids, row 2: found an empty id"),
+    "number": (["x", 7], rows(1, 2), r"ids, row 2: found 7 \(int\); allowed: strings"),
+    "infinite": (["x", "y"], rows(1, np.inf), "vectors, row 2: found a value that is not finite"),
+    "nan": (["x", "y"], rows(np.nan, 1), "vectors, row 1: found a value that is not finite"),
+    "double": (["x"], rows(1).astype(float), "vectors: found float64; allowed: float32"),
+    "dim": (["x"], np.ones((1, 3), np.float32), r"the shape \(1, 3\); allowed: \(1, 2\)"),
+    "rows": (["x"], rows(1, 2), r"vectors: found the shape \(2, 2\); allowed: \(1, 2\)"),
+    "flat": (["x", "y"], np.ones(2, np.float32), r"found the shape \(2,\); allowed: \(2, 2\)"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_one_group_replaces_none(store, folder, fault):
+    ids, given, message = FAULTS[fault]
+    with pytest.raises(DataError, match=message):
+        store.replace({"user": (["u"], rows(7)), "item": (ids, given)})
+    assert contents(EmbeddingStore.open(folder)) == contents(store)
+    store.write("item", ["x"], rows(1))
+    assert not list(folder.glob("user-*"))
 
 
 def splitmix_sum(id_: str) -> int:
@@ -233,19 +345,6 @@ def test_ids_of_one_hash_are_told_apart(folder, monkeypatch):
     assert store.vectors("item", ["d", "b", "c"])[:, 0].tolist() == [4, 2, 3]
     with pytest.raises(UnknownIdError, match="'e'"):
         store.vectors("item", ["a", "e"])
-
-
-FAULTS: dict[str, tuple[list[Any], Any, str]] = {
-    "twice": (["x", "y", "x"], rows(1, 2, 3), "ids, row 3: found 'x' again .first in row 1"),
-    "empty": (["x", ""], rows(1, 2), "ids, row 2: found an empty id"),
-    "number": (["x", 7], rows(1, 2), r"ids, row 2: found 7 \(int\); allowed: strings"),
-    "infinite": (["x", "y"], rows(1, np.inf), "vectors, row 2: found a value that is not finite"),
-    "nan": (["x", "y"], rows(np.nan, 1), "vectors, row 1: found a value that is not finite"),
-    "double": (["x"], rows(1).astype(float), "vectors: found float64; allowed: float32"),
-    "dim": (["x"], np.ones((1, 3), np.float32), r"the shape \(1, 3\); allowed: \(1, 2\)"),
-    "rows": (["x"], rows(1, 2), r"vectors: found the shape \(2, 2\); allowed: \(1, 2\)"),
-    "flat": (["x", "y"], np.ones(2, np.float32), r"found the shape \(2,\); allowed: \(2, 2\)"),
-}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -26,6 +26,7 @@ _spec.loader.exec_module(faults)
 OLD = {"a": 1.0, "b": 2.0, "c": 4.0}
 NEW = {
     "write": {"a": 1.0, "b": 20.0, "c": 4.0, "d": 40.0},
+    "replace": {"a": 1.0, "b": 20.0, "d": 40.0},
     "delete": {"c": 4.0},
     "compact": OLD,
     "build_index": OLD,
@@ -33,7 +34,9 @@ NEW = {
 
 
 def contents(store: EmbeddingStore) -> dict[str, float]:
+    """The group "item"; a second group is there after "replace", and not before it is done."""
     ids = sorted(store.ids("item"))
+    assert store.groups.get("user", 0) == ("a" in ids and "c" not in ids)
     vectors = store.vectors("item", ids)
     assert (vectors[:, 0] == vectors[:, 1]).all()
     return dict(zip(ids, vectors[:, 0].tolist(), strict=True))
@@ -60,7 +63,7 @@ def check_whole(folder: Path, operation: str) -> int:
     assert (generation, contents(store)) in ((3, OLD), (4, NEW[operation]))
     store = store.write("item", ["e"], np.array([[5, 5]], np.float32))
     assert contents(store) == {**(OLD if generation == 3 else NEW[operation]), "e": 5.0}
-    listed = {file.file for file in store.manifest.groups["item"].files}
+    listed = {file.file for group in store.manifest.groups.values() for file in group.files}
     assert {path.name for path in folder.iterdir()} == {"manifest", "lock", *listed}
     return generation
 
@@ -69,7 +72,7 @@ def test_a_writer_killed_at_any_step_leaves_one_generation(start, tmp_path):
     """kill -9 before each write (half of it done), fsync, rename and unlink, in a process."""
     command = [sys.executable, str(FAULTS), "steps", str(start), str(tmp_path / "out")]
     subprocess.run(command, check=True)
-    found: dict[str, list[int]] = {"write": [], "delete": [], "compact": []}
+    found: dict[str, list[int]] = {"write": [], "replace": [], "delete": [], "compact": []}
     for operation, generations in found.items():
         for step in range(len(list((tmp_path / "out").glob(f"{operation}-*")))):
             generations.append(check_whole(tmp_path / "out" / f"{operation}-{step}", operation))

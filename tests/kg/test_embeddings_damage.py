@@ -118,8 +118,8 @@ def test_files_that_contradict_the_manifest_are_refused(store, folder):
 
 MANIFESTS = {
     "another format": (
-        lambda m: m.update(format=2),
-        "found store format 2; allowed: store format 1",
+        lambda m: m.update(format=1),
+        "found store format 1; allowed: store format 2",
     ),
     "no format": (lambda m: m.pop("format"), "found store format None"),
     "true": (lambda m: m.update(format=True), "found store format True"),

@@ -12,7 +12,8 @@ import scipy.sparse as sp
 import torch
 
 from kgrank.kg import gnn
-from kgrank.kg.gnn import EncoderName, GraphInput, LightEncoder, graph_encoder
+from kgrank.kg.entities import entity_vectors
+from kgrank.kg.gnn import EncoderName, GraphInput, LightEncoder, graph_encoder, type_starts
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.tables import checked_tables
 
@@ -109,3 +110,73 @@ def test_an_epoch_of_a_large_graph_walks_a_sample_and_the_end_all(
     assert len(encoder._behaviours[0].forward.columns) == 2  # one event of each user
     encoder.draw(None)
     assert torch.equal(encoder.brought(), whole)
+
+
+# Vectors of entities
+
+
+def test_an_entitys_vector_is_what_its_fact_brings(graph: GraphInput) -> None:
+    """c is red and nothing else: all it gains is red. b gains acme and red, each times 1 / √2."""
+    torch.manual_seed(0)
+    encoder = LightEncoder(graph, 8, hops=0)
+    with torch.no_grad():
+        encoder.relation.mul_(torch.tensor([[2.0], [3.0]]))
+        brought = encoder.brought().numpy()
+    found = entity_vectors(encoder, graph)
+    assert sorted(found.ids) == ["brand:acme", "colour:red"]  # blue is of one item alone
+    vectors = dict(zip(found.ids, found.values, strict=True))
+    assert brought[0] == pytest.approx(vectors["brand:acme"], abs=1e-6)
+    assert brought[2] == pytest.approx(vectors["colour:red"], abs=1e-6)
+    both = (vectors["brand:acme"] + vectors["colour:red"]) / math.sqrt(2)
+    assert brought[1] == pytest.approx(both, abs=1e-6)
+
+
+def test_an_entity_of_several_relations_is_the_mean_over_items() -> None:
+    """a, b, c are made of steel, b and c come with it: (3 · made_of + 2 · comes_with) / 5.
+
+    a and b also point to c: an item, which has a vector of its own.
+    """
+    triples = pd.DataFrame(
+        {
+            "head": ["a", "b", "c", "b", "c", "a", "b"],
+            "relation": ["made_of"] * 3 + ["comes_with"] * 2 + ["beside"] * 2,
+            "tail": ["steel"] * 5 + ["c"] * 2,
+        }
+    )
+    items = pd.DataFrame({"item_id": list("abcd"), "title": "", "description": ""})
+    events = pd.DataFrame({"user_id": ["u"], "item_id": ["a"], "event": ["click"]})
+    tables = checked_tables({"events": events, "items": items, "triples": triples})
+    data = KnowledgeGraph.from_tables(tables).to_pyg()
+    behaviours = {"click": sp.csr_matrix(np.array([[1, 0, 0, 0]], np.float32))}
+    graph = GraphInput.of(data, behaviours, sp.csr_matrix((4, 0), dtype=np.float32))
+    encoder = LightEncoder(graph, 2, hops=0)
+    [steel] = np.flatnonzero(graph.nodes == type_starts(data)[0]["entity"])
+    counts = np.bincount(graph.known.indices)
+    with torch.no_grad():
+        encoder.tail[steel] = torch.tensor([1.0, 10.0])
+        for fact in np.flatnonzero(graph.tails == steel):
+            encoder.relation[graph.relations[fact]] = 1.0 if counts[fact] == 3 else 6.0
+    found = entity_vectors(encoder, graph)
+    assert found.ids == ("steel",)
+    assert found.values.tolist() == [[pytest.approx(3.0), pytest.approx(30.0)]]
+
+
+@pytest.mark.parametrize("name", ["rgcn", "gatv2", "hgt"])
+def test_entities_of_the_other_encoders_are_what_they_start_from(
+    graph: GraphInput, name: EncoderName
+) -> None:
+    encoder = graph_encoder(name, graph, 8, 1)
+    found = entity_vectors(encoder, graph)
+    assert sorted(found.ids) == ["brand:acme", "colour:red"]
+    red = graph.data["colour"].node_id.index("colour:red")
+    table = dict(encoder.named_parameters())["tables.colour"].detach().numpy()
+    assert found.values[found.ids.index("colour:red")].tolist() == table[red].tolist()
+
+
+def test_a_graph_without_facts_has_no_entity_vectors() -> None:
+    events = pd.DataFrame({"user_id": ["u"], "item_id": ["a"], "event": ["click"]})
+    data = KnowledgeGraph.from_tables(checked_tables({"events": events})).to_pyg()
+    behaviours = {"click": sp.csr_matrix(np.ones((1, 1), np.float32))}
+    graph = GraphInput.of(data, behaviours, sp.csr_matrix((1, 0), dtype=np.float32))
+    found = entity_vectors(LightEncoder(graph, 8, hops=1), graph)
+    assert (found.ids, found.values.shape) == ((), (0, 8))

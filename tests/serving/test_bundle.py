@@ -16,6 +16,7 @@ from kgrank.fusion.channels import Channel, DenseFeatures, Form, ItemItem, Spars
 from kgrank.fusion.history import Decay
 from kgrank.fusion.model import FusedModel, Repeats
 from kgrank.fusion.weights import FusionWeights
+from kgrank.kg.entities import EntityVectors
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.bundle_folder import open_bundle, write_bundle
 from kgrank.serving.recommender import Recommender
@@ -79,6 +80,37 @@ def test_dense_vectors_come_back(tiny_bundle: Bundle, tmp_path: Path) -> None:
     loaded = Bundle.load(tmp_path)
     assert_same_lists(bundle, loaded, ["u-ada", "u-hal"])
     assert loaded.model.channels[-1].decay == Decay(power=1.0, kinds={"purchase": 3.0})
+
+
+def with_entities(bundle: Bundle, entities: EntityVectors) -> Bundle:
+    """`with_vectors`, its dense channel with vectors of entities beside the items'."""
+    bundle = with_vectors(bundle)
+    *others, last = bundle.model.channels
+    assert isinstance(last.form, DenseFeatures)
+    last = replace(last, form=replace(last.form, entities=entities))
+    return replace(bundle, model=replace(bundle.model, channels=(*others, last)))
+
+
+@pytest.mark.parametrize("n", [2, 0])
+def test_vectors_of_entities_come_back(tiny_bundle: Bundle, tmp_path: Path, n: int) -> None:
+    values = np.array([[1, 2, 3, 4], [0.1, -0.2, 1e-30, 0]], np.float32)[:n]
+    ids = ("brand:Alder", "茶 🍵")[:n]
+    folder = with_entities(tiny_bundle, EntityVectors(ids, values)).save(tmp_path)
+    form = Recommender.load(tmp_path, "cpu").model.channels[-1].form
+    assert isinstance(form, DenseFeatures)
+    assert form.entities is not None
+    assert form.entities.ids == ids
+    assert form.entities.values.shape == (n, 4)
+    assert form.entities.values.tobytes() == values.tobytes()
+    table = pd.read_parquet(folder / "embedding.entities.parquet")
+    assert table["entity_id"].tolist() == list(ids)
+
+
+def test_vectors_of_entities_with_nan_are_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    entities = EntityVectors(("steel",), np.array([[1, np.nan, 3, 4]], np.float32))
+    with_entities(tiny_bundle, entities).save(tmp_path)
+    with pytest.raises(BundleError, match=r"embedding.entities.parquet holds numbers that are not"):
+        Bundle.load(tmp_path)
 
 
 def test_current_names_the_bundle_saved_last(tiny_bundle: Bundle, tmp_path: Path) -> None:

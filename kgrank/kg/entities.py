@@ -1,0 +1,98 @@
+"""What a graph encoder has learned of the graph's entities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+import torch
+
+if TYPE_CHECKING:
+    from kgrank.kg.gnn import GraphEncoder, GraphInput
+
+
+@dataclass(frozen=True, eq=False)
+class EntityVectors:
+    """Vectors of entities, in the space of the items' vectors.
+
+    Attributes:
+        ids: (n) entity ids, no two the same.
+        values: (n × dim) float32.
+    """
+
+    ids: tuple[str, ...]
+    values: npt.NDArray[np.float32]
+
+    def save(self, path: Path) -> None:
+        """Write a Parquet file with the columns `entity_id` and `vector`."""
+        ids = pa.array(self.ids, pa.string())
+        flat = pa.array(np.ascontiguousarray(self.values, np.float32).reshape(-1))
+        vectors = pa.FixedSizeListArray.from_arrays(flat, self.values.shape[1])
+        pq.write_table(pa.table({"entity_id": ids, "vector": vectors}), path, compression="zstd")
+
+    @classmethod
+    def load(cls, path: Path) -> EntityVectors:
+        """What `save` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        table = pq.read_table(path).combine_chunks()
+        ids, column = table["entity_id"].to_pylist(), table["vector"]
+        fixed = pa.types.is_fixed_size_list(column.type)
+        if column.null_count or not fixed or column.type.value_type != pa.float32():
+            raise ValueError(f"{path.name} holds {column.type}, no vectors")
+        flat = np.concatenate([np.empty(0, np.float32), *(c.flatten() for c in column.chunks)])
+        values = flat.reshape(len(ids), column.type.list_size)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{path.name} holds numbers that are not finite")
+        return cls(tuple(ids), values)
+
+
+def entity_vectors(encoder: GraphEncoder, graph: GraphInput) -> EntityVectors:
+    """The vectors of the entities that two items or more share a fact of.
+
+    For "light" it is what an item gains by a fact to the entity, before the item's vector is
+    brought to length 1: the sum over an item's facts, times their weights in `GraphInput.known`, is
+    what `LightEncoder.brought` begins with. Where facts of several relations lead to one entity,
+    it is their mean over the items. For the other encoders it is the learned vector that the
+    convolutions start from; what an item gains from it is no longer a sum.
+
+    Args:
+        encoder: trained on the graph, on any device.
+        graph: what it was made of.
+    """
+    from kgrank.kg.gnn import LightEncoder, MessageEncoder, type_starts
+
+    ids: list[str] = []
+    parts = [np.empty((0, encoder.target.shape[1]), np.float32)]
+    of_tails = None
+    if isinstance(encoder, LightEncoder):
+        with torch.no_grad():
+            of_tails = _means(graph) @ encoder.facts().cpu().numpy()
+    for kind, start in type_starts(graph.data)[0].items():
+        if kind in ("item", "user"):
+            continue
+        own = graph.nodes - start
+        tails = np.flatnonzero((own >= 0) & (own < int(graph.data[kind].num_nodes)))
+        ids += [graph.data[kind].node_id[number] for number in own[tails]]
+        if of_tails is not None:
+            parts.append(of_tails[tails])
+        elif isinstance(encoder, MessageEncoder):
+            parts.append(encoder.tables[kind].detach().cpu().numpy()[own[tails]])
+    return EntityVectors(tuple(ids), np.concatenate(parts))
+
+
+def _means(graph: GraphInput) -> sp.csr_matrix:
+    """(n_tails × n_facts) float32, rows that sum to 1: each fact as often as items have it."""
+    counts = np.bincount(graph.known.indices, minlength=len(graph.tails)).astype(np.float32)
+    places = (graph.tails, np.arange(len(graph.tails)))
+    of_facts = sp.csr_matrix((counts, places), (len(graph.nodes), len(graph.tails)))
+    totals = np.asarray(of_facts.sum(axis=1)).ravel()
+    return sp.csr_matrix(sp.diags(1.0 / totals) @ of_facts, dtype=np.float32)
