@@ -1,10 +1,12 @@
 """How well does kgrank rank public data sets, with the graph true, shuffled and absent?
 
     python benchmarks/accuracy.py FOLDER [--sets amazon-industrial …] [--graph true|all] [--refit]
+    python benchmarks/accuracy.py FOLDER --sets ml100k-kg --encoder light rgcn gatv2 hgt none
 
 FOLDER holds one folder of tables for each set (`kgrank.data/README.md` says where the sets come
-from and how to import them). One default configuration for all; nothing is tuned on test rows.
-Prints one Markdown row a set and graph; `--json FILE` keeps everything that evaluate returned.
+from and how to import them). One default configuration for all but for the encoder of the learned
+channel; nothing is tuned on test rows. Prints one Markdown row a set, encoder and graph, and what
+the learned channel alone reaches on valid; `--json FILE` keeps everything that evaluate returned.
 """
 
 from __future__ import annotations
@@ -28,61 +30,91 @@ SETS: dict[str, dict[str, str]] = {
     "ml100k-kg": {"protocol": "user", "history": "train"},
 }
 COLUMNS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
+ENCODERS = ("light", "rgcn", "gatv2", "hgt", "none")
 
 
-def run(folder: Path, name: str, graph: str, refit: bool, cache: Path) -> dict[str, Any]:
+def run(
+    folder: Path, name: str, encoder: str, graph: str, refit: bool, cache: Path
+) -> dict[str, Any]:
     tables = read_tables(folder / name)
     start = time.perf_counter()
 
     def progress(stage: str, done: int, total: int) -> None:
         seconds = time.perf_counter() - start
-        print(f"\r{name}: {seconds:5.0f} s  {stage} {done}/{total}\033[K", end="", file=sys.stderr)
+        where = f"{name}, {encoder}: {seconds:5.0f} s"
+        print(f"\r{where}  {stage} {done}/{total}\033[K", end="", file=sys.stderr)
 
-    config = Config.from_dict({"fit": {"refit": refit}}, "accuracy")
+    settings = {"fit": {"refit": refit}, "kg": {"encoder": encoder}}
+    config = Config.from_dict(settings, "accuracy")
     bundle = train(tables, config, cache=cache, progress=progress)
     seconds = time.perf_counter() - start
     protocol = SETS[name]
     result = evaluate_bundle(bundle, graph=graph, cache=cache, progress=progress, **protocol)
     print(file=sys.stderr)
-    return {"set": name, "refit": refit, "fit_seconds": seconds, "facts": bundle.facts, **result}
+    about = {"set": name, "encoder": encoder, "refit": refit, "fit_seconds": seconds}
+    return {**about, "facts": bundle.facts, **result}
 
 
-def rows(result: dict[str, Any]) -> list[str]:
+def rows(result: dict[str, Any], baselines: bool) -> list[str]:
+    """The lines of one encoder, and of the baselines, which no encoder changes."""
     name = result["set"] + (" (refitted)" if result["refit"] else "")
     lines = []
     graphs = result.get("graph", {"true": result["metrics"]})
-    named = {f"kgrank, graph {graph}": metrics for graph, metrics in graphs.items()}
-    for system, metrics in {**named, **result["baselines"]}.items():
-        figures = " | ".join(f"{metrics[column]:.4f}" for column in COLUMNS)
-        own = system.startswith("kgrank, graph true")
-        cold = result["slices"]["cold_items"].get("recall@10") if own else None
-        seconds = f"{result['fit_seconds']:.0f}" if own else ""
-        new = "" if cold is None else f"{cold:.4f}"
-        lines.append(f"| {name} | {system} | {figures} | {new} | {seconds} |")
+    for graph, metrics in graphs.items():
+        cells = of_fit(result) if graph == "true" else [""] * 4
+        lines.append(row(name, f"kgrank, {result['encoder']}, graph {graph}", metrics, cells))
     for other, difference in result.get("graph_difference", {}).items():
         mean, (low, high) = difference["ndcg@10"], difference["interval"]
         gain = f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
-        lines.append(f"| {name} | NDCG@10, true − {other} | {gain} | | | | | |")
+        lines.append(f"| {name} | NDCG@10, true − {other} | {gain} | | | | | | | |")
+    if baselines:
+        lines += [row(name, *of, [""] * 4) for of in result["baselines"].items()]
     return lines
+
+
+def of_fit(result: dict[str, Any]) -> list[str]:
+    """Recall of new products, the learned channel alone on valid, and seconds."""
+    learned, fused = result["facts"]["learned"], result["facts"]["fusion"]["new"]
+    alone = fused["valid_ndcg@10"].get("learned")
+    return [
+        shown(result["slices"]["cold_items"].get("recall@10"), 4),
+        shown(alone, 4),
+        shown(learned and learned["seconds"], 0),
+        shown(result["fit_seconds"], 0),
+    ]
+
+
+def row(name: str, system: str, metrics: dict[str, float], cells: list[str]) -> str:
+    figures = [shown(metrics[column], 4) for column in COLUMNS]
+    return f"| {' | '.join([name, system, *figures, *cells])} |"
+
+
+def shown(figure: float | None, digits: int) -> str:
+    return "" if figure is None else f"{figure:.{digits}f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--encoder", nargs="+", choices=ENCODERS, default=["light"])
     parser.add_argument("--graph", choices=("true", "all"), default="true")
     parser.add_argument("--refit", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "kgrank" / "vectors")
     given = parser.parse_args()
-    print("| set | system | R@10 | N@10 | R@20 | N@20 | cold R@10 | fit, s |")
-    print("|---|---|---|---|---|---|---|---|")
+    header = ["set", "system", "R@10", "N@10", "R@20", "N@20", "cold R@10"]
+    header += ["learned alone, valid N@10", "learned, s", "fit, s"]
+    print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
     results = []
     for name in given.sets:
-        results.append(run(given.folder, name, given.graph, given.refit, given.cache))
-        print("\n".join(rows(results[-1])), flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1))
+        for encoder in given.encoder:
+            result = run(given.folder, name, encoder, given.graph, given.refit, given.cache)
+            results.append(result)
+            last = encoder == given.encoder[-1]
+            print("\n".join(rows(result, baselines=last)), flush=True)
+            if given.json:  # what is done is kept, should a later fit not end
+                given.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

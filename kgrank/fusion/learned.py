@@ -43,6 +43,7 @@ NEGATIVES = 4_096  # shared by a batch, in a larger catalogue
 CHUNK = 4_000_000  # rows × items whose scores are held at a time: 16 MB
 WALK_EVERY = 4  # batches for which one walk over the graph serves, at most
 WALKS = 24  # walks of an epoch, at least, but for one a batch
+MOST_STEPS = 500  # of an epoch: a larger shop has larger batches, since each step costs its items
 WINDOW = 50  # events of a history in order of time
 MOST_NEXT = 10  # targets in order of time: a twentieth of a mean history, so many at most
 MOMENTS = 8  # rows a user and epoch, at most
@@ -245,7 +246,7 @@ class NextItemTask:
         ordered: whether the order of a user's events says something; if not, every epoch draws
             which of them are the history.
         judged: valid queries that tell how good the module is.
-        batch: rows a step.
+        batch: rows a step, where an epoch has no more than MOST_STEPS.
         seed: of all draws.
         device: where the module lies.
     """
@@ -425,7 +426,9 @@ class _Epoch(Sequence[Rows]):
         users = task.of[order]
         first = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
         place = np.arange(len(users)) - np.repeat(first, np.diff(np.r_[first, len(users)]))
-        self.moments = rng.permutation(task.later[order[place < MOMENTS]])
+        moments = rng.permutation(task.later[order[place < MOMENTS]])
+        n_batches = min(MOST_STEPS, max(1, round(len(moments) / task.batch)))
+        self.moments = np.array_split(moments, n_batches)
         self.histories = task.histories
         if not task.ordered:
             shuffled = np.lexsort((rng.random(len(task.first)), task.first))
@@ -441,11 +444,11 @@ class _Epoch(Sequence[Rows]):
         self.new = first_time(self.histories)
 
     def __len__(self) -> int:
-        return max(1, round(len(self.moments) / self.task.batch))
+        return len(self.moments)
 
     def __getitem__(self, number: int) -> Rows:  # type: ignore[override]
         task, histories = self.task, self.histories
-        moments = np.array_split(self.moments, len(self))[number]
+        moments = self.moments[number]
         window = len(task.module.age)
         history, real, kinds = _before(histories, task.first[moments], moments, window)
         places = moments[:, None] + np.arange(task.n_next)

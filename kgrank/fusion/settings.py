@@ -34,7 +34,7 @@ class LearnSettings(Section):
     Attributes:
         epochs: passes over the training data, at most; the schedule is laid out for them.
         patience: epochs without a better result on valid after which training stops.
-        batch: rows a step.
+        batch: rows a step, at least: an epoch has at most 500 steps.
         rate: highest learning rate; it rises over the first steps and falls linearly.
         decay: AdamW's decoupled weight decay (Loshchilov and Hutter, 2019).
         warmup: steps over which the rate rises.

@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -405,7 +406,7 @@ def _chosen(columns: npt.NDArray[np.int64], n_columns: int) -> sp.csr_matrix:
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(parts)).sum(0)
+    return reduce(torch.add, parts)  # without a copy of all of them
 
 
 def _symmetric(matrix: sp.csr_matrix) -> sp.csr_matrix:
