@@ -40,8 +40,9 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from kgrank.fusion.history import Histories
-from kgrank.fusion.learned import WINDOW, NextItems, NextItemTask, Rows
+from kgrank.fusion.learned import WINDOW
 from kgrank.fusion.loop import Loop
+from kgrank.fusion.next_items import NextItems, NextItemTask, Rows
 from kgrank.fusion.queries import user_queries
 from kgrank.fusion.settings import LearnSettings
 from kgrank.kg.building import GraphSettings
@@ -180,7 +181,7 @@ def next_items(data: HeteroData, histories: Histories) -> NextItemTask:
     encoder = graph_encoder(kg.encoder, graph, kg.dim, kg.hops)
     some = histories.where(histories.users() < 100)  # to judge by, which is not done
     return NextItemTask(
-        NextItems(encoder, WINDOW, len(histories.kind_names), power=0.5),
+        NextItems(encoder, WINDOW, len(histories.kind_names), timed=False, power=0.5),
         histories,
         ordered=True,
         judged=user_queries(histories, some, histories),

@@ -20,7 +20,7 @@ DAY = 86_400.0  # seconds
 class Decay:
     """How much an event counts.
 
-    kind × (1 + age)^-power × 2^(-age / span) × 2^(-days / half_life) × ages[age]
+    kind × (1 + age)^-power × 2^(-age / span) × 2^(-days / half_life) × ages[age] × gaps[gap]
 
     Attributes:
         power: exponent on the age in events (0 = age does not count).
@@ -28,6 +28,8 @@ class Decay:
         half_life: days after which an event counts half; infinite = it does not fade so.
         kinds: weight of each kind of event; a kind that is not named weighs 1.
         ages: weight by the age in events, newest first; beyond it 0. None = 1 for all.
+        gaps: weight by ⌊log2(1 + seconds before the newest event)⌋, the last for all beyond; the
+            first without times. None = 1 for all.
     """
 
     power: float = 0.0
@@ -35,6 +37,7 @@ class Decay:
     half_life: float = float("inf")
     kinds: Mapping[str, float] | None = None
     ages: tuple[float, ...] | None = None
+    gaps: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,14 +164,28 @@ class Histories:
             weights *= np.exp2(-age / decay.span)
         if decay.ages is not None:
             weights *= np.array([*decay.ages, 0.0])[np.minimum(age, len(decay.ages))]
-        if np.isfinite(decay.half_life) and len(flat):
-            newest = self.times[np.maximum(spans.last - 1, 0)][span]
-            days = (newest - self.times[flat]) / DAY
+        newest = np.maximum(spans.last - 1, 0)[span]
+        if np.isfinite(decay.half_life):
+            days = (self.times[newest] - self.times[flat]) / DAY
             weights *= np.exp2(-np.nan_to_num(days) / decay.half_life)
+        if decay.gaps is not None:
+            gaps = self.gaps(newest, flat)
+            weights *= np.array(decay.gaps)[np.minimum(gaps, len(decay.gaps) - 1)]
         if decay.kinds:
             of_kind = np.array([decay.kinds.get(kind, 1.0) for kind in self.kind_names])
             weights *= of_kind[self.kinds[flat]]
         return flat, weights.astype(np.float32)
+
+    def gaps(
+        self, newest: npt.NDArray[np.integer], events: npt.NDArray[np.integer]
+    ) -> npt.NDArray[np.int64]:
+        """⌊log2(1 + seconds from an event to the newest one)⌋, int64; 0 without times.
+
+        Args:
+            newest, events: event numbers, of shapes that go together.
+        """
+        seconds = np.nan_to_num(self.times[newest] - self.times[events])
+        return np.asarray(np.log2(1.0 + np.maximum(seconds, 0.0)), np.int64)
 
 
 @dataclass(frozen=True, eq=False)

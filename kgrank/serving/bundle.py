@@ -295,13 +295,15 @@ def _trained_to_json(trained: Trained) -> dict[str, Any]:
 
 
 def _decay_to_json(decay: Decay) -> dict[str, Any]:
-    finite = {k: v for k, v in asdict(decay).items() if k in ("kinds", "ages") or math.isfinite(v)}
+    finite = {
+        k: v for k, v in asdict(decay).items() if not isinstance(v, float) or math.isfinite(v)
+    }
     return {k: v for k, v in finite.items() if v is not None}
 
 
 def _decay_from_json(values: Mapping[str, Any]) -> Decay:
-    ages = values.get("ages")
-    return Decay(**{**values, "ages": None if ages is None else tuple(ages)})
+    tables: dict[str, Any] = {n: tuple(v) for n, v in values.items() if isinstance(v, list)}
+    return Decay(**{**values, **tables})
 
 
 def _cuts_to_json(cuts: SplitCuts) -> dict[str, Any]:

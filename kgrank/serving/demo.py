@@ -240,8 +240,9 @@ def _report(
     chosen: dict[str, str | int | float | bool] = {}
     for name, choice in bundle.facts["choices"].items():
         parts = {**(choice["ridge"] or {}), **choice["decay"]}
-        if parts.pop("ages", None):
-            parts["age"] = "learned"
+        for name in ("ages", "gaps"):
+            if parts.get(name):
+                parts[name] = "learned"
         chosen[name] = ", ".join(f"{k} {v}" for k, v in parts.items() if v) or "as it comes"
     for head, found in bundle.facts["fusion"].items():
         chosen[f"fusion of {head} products"] = found["method"]

@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from kgrank.fusion import learned
+from kgrank.fusion import next_items
 from kgrank.fusion.channels import DenseFeatures
 from kgrank.fusion.evidence import Evidence, numbered
 from kgrank.fusion.history import Histories
@@ -39,7 +39,7 @@ def task_of(histories: Histories, queries: Queries, graph: KnowledgeGraph) -> Ne
     words = sp.csr_matrix((histories.n_items, 0), dtype=np.float32)
     known = GraphInput.of(graph.to_pyg(), histories.by_kind(), words)
     torch.manual_seed(0)
-    module = NextItems(graph_encoder("light", known, 8, 0), 50, 1, power=0.5)
+    module = NextItems(graph_encoder("light", known, 8, 0), 50, 1, timed=False, power=0.5)
     return NextItemTask(
         module, histories, ordered=True, judged=queries, batch=64, seed=0, device="cpu"
     )
@@ -129,7 +129,7 @@ def test_chunks_change_neither_loss_nor_gradients(
 ) -> None:
     found = []
     for cells in (10**9, 60):
-        monkeypatch.setattr(learned, "CHUNK", cells)
+        monkeypatch.setattr(next_items, "CHUNK", cells)
         task = task_of(*world(even_events))
         loss = task.loss(task.batches(0)[0], slice(None))
         loss.backward()
@@ -152,8 +152,8 @@ def test_sampled_negatives_estimate_the_full_softmax(
 ) -> None:
     full = task_of(*world(even_events))
     expected = float(full.loss(full.batches(0)[0], slice(None)).detach())
-    monkeypatch.setattr(learned, "FULL_SOFTMAX", 5)
-    monkeypatch.setattr(learned, "NEGATIVES", 12)
+    monkeypatch.setattr(next_items, "FULL_SOFTMAX", 5)
+    monkeypatch.setattr(next_items, "NEGATIVES", 12)
     sampled = task_of(*world(even_events))
     assert 0 < sampled.inclusion.min() < sampled.inclusion.max() <= 1
     batch = sampled.batches(0)[0]
