@@ -41,12 +41,12 @@ from torch_geometric.data import HeteroData
 
 from kgrank.fusion.history import Histories
 from kgrank.fusion.learned import WINDOW
-from kgrank.fusion.loop import Loop
 from kgrank.fusion.next_items import NextItems, NextItemTask, Rows
 from kgrank.fusion.queries import user_queries
-from kgrank.fusion.settings import LearnSettings
 from kgrank.kg.building import GraphSettings
 from kgrank.kg.gnn import FANOUT, WALKED_EDGES, GraphInput, graph_encoder
+from kgrank.loop import Loop
+from kgrank.settings import LearnSettings
 
 MILLIONS = (0.5, 1.0, 2.0, 4.0, 8.0)
 SHOPS = ("wider", "denser")

@@ -10,11 +10,11 @@ from typing import Any
 from kgrank.encoders.text import TextSettings
 from kgrank.encoders.tfidf import TfidfSettings
 from kgrank.errors import ConfigError
-from kgrank.fusion.settings import FitSettings, LearnSettings
+from kgrank.fusion.settings import FitSettings
 from kgrank.kg.building import GraphSettings
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import TablesSettings
-from kgrank.settings import Section
+from kgrank.settings import LearnSettings, Section
 
 
 class Config(Section):

@@ -20,7 +20,7 @@ FORBIDDEN = {  # room → what its files may not import
     "encoders": ("kg", "fusion", "serving"),
     "fusion": ("serving",),
     "data": ("serving",),
-    "": ("serving",),  # config.py, errors.py, files.py, settings.py
+    "": ("serving",),  # config.py, errors.py, loop.py, settings.py …
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +13,6 @@ from kgrank.fusion.history import DAY, Decay, Histories, Spans
 from kgrank.fusion.item_item import LARGE_ITEMS, Matrix, Moments, product, side_rows
 from kgrank.fusion.weights import ItemSide
 from kgrank.kg.vocabulary import Vocabulary
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 SPLITS = ("train", "valid", "test")
 WINDOW = 10  # events that a directed channel looks back over

@@ -15,14 +15,15 @@ import torch
 
 from kgrank.errors import ModelError
 from kgrank.fusion.channels import DenseFeatures
-from kgrank.fusion.evidence import Evidence, Progress
+from kgrank.fusion.evidence import Evidence
 from kgrank.fusion.history import Decay, Histories
-from kgrank.fusion.loop import Loop, Sink, Trained
 from kgrank.fusion.next_items import UNORDERED, NextItems, NextItemTask
 from kgrank.fusion.queries import Queries
-from kgrank.fusion.settings import LearnSettings
 from kgrank.kg.building import GraphSettings
 from kgrank.kg.entities import entity_vectors
+from kgrank.loop import Loop, Sink, Trained
+from kgrank.progress import Progress, silent
+from kgrank.settings import LearnSettings
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -57,7 +58,7 @@ class Learner:
     checkpoints: Path | None = None
     resume: bool = False
     sinks: Sequence[Sink] = ()
-    report: Progress = lambda stage, done, total: None
+    report: Progress = silent
 
     def learn(
         self,

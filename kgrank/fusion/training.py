@@ -13,13 +13,11 @@ import torch
 
 from kgrank.errors import ModelError
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
-from kgrank.fusion.evidence import Evidence, ItemFeatures, Progress, item_side
+from kgrank.fusion.evidence import Evidence, ItemFeatures, item_side
 from kgrank.fusion.fusing import LEARNED, Fused, fuse
 from kgrank.fusion.history import Decay, Histories
 from kgrank.fusion.learned import Learner
-from kgrank.fusion.loop import Trained
 from kgrank.fusion.model import FusedModel, Head
-from kgrank.fusion.processes import agreed
 from kgrank.fusion.queries import Queries, all_allowed, later_queries, new_only, user_queries
 from kgrank.fusion.selection import (
     Choice,
@@ -31,6 +29,9 @@ from kgrank.fusion.selection import (
 )
 from kgrank.fusion.settings import FitSettings
 from kgrank.fusion.weights import FusionWeights
+from kgrank.loop import Trained
+from kgrank.processes import agreed
+from kgrank.progress import Progress
 
 MOMENTS_A_USER = 4  # valid moments of one user that become queries
 REPEATS = 0.01  # from this share of repeats among what was chosen on valid, lists of all are fitted

@@ -21,7 +21,6 @@ from kgrank.errors import BundleError, ConfigError
 from kgrank.fusion.channels import Channel, DenseFeatures, Form, ItemItem, SparseFeatures
 from kgrank.fusion.evidence import SPLITS, numbered
 from kgrank.fusion.history import Decay, Histories
-from kgrank.fusion.loop import Trained
 from kgrank.fusion.model import FusedModel, Head
 from kgrank.fusion.selection import Choice
 from kgrank.fusion.training import Fit
@@ -31,6 +30,7 @@ from kgrank.kg.graph import ItemEntityMatrix, KnowledgeGraph
 from kgrank.kg.splits import SplitCuts, SplitSettings
 from kgrank.kg.tables import Tables
 from kgrank.kg.vocabulary import Vocabulary
+from kgrank.loop import Trained
 from kgrank.serving.bundle_folder import open_bundle, write_bundle
 
 if TYPE_CHECKING:

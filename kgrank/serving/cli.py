@@ -206,14 +206,14 @@ def train(
     if (out / "manifest.json").exists():  # said before the work, not after it
         hint = "--out"
         raise typer.BadParameter(f"{out} is a bundle; name a models folder.", param_hint=hint)
-    from kgrank.fusion.processes import leads
+    from kgrank.processes import leads
 
     with _faults_told(as_json and leads()):
         from kgrank.config import read_config
-        from kgrank.fusion.tracking import sink_of
         from kgrank.kg.tables import read_tables
         from kgrank.serving.training import assist
         from kgrank.serving.training import train as fit
+        from kgrank.tracking import sink_of
 
         config, checkpoints = read_config(source, sets or ()), out / ".training"
         if not leads():

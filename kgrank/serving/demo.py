@@ -22,9 +22,9 @@ import pandas as pd
 from kgrank.config import Config, read_config
 from kgrank.data import sample_shop
 from kgrank.errors import ConfigError
-from kgrank.fusion.evidence import Progress
 from kgrank.kg.importers import import_tables
 from kgrank.kg.tables import Tables, read_tables
+from kgrank.progress import Progress, silent
 from kgrank.serving.evaluating import evaluate_bundle
 from kgrank.serving.ranking import rank_users
 from kgrank.serving.recommender import Recommender
@@ -37,7 +37,7 @@ from kgrank.serving.report import (
     TaskResult,
     write_report,
 )
-from kgrank.serving.training import silent, train
+from kgrank.serving.training import train
 
 MIN_PURCHASES = 20  # products of The Complete Journey bought less often before test are left out
 SHOWN = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10", "recall@20": "Recall@20"}

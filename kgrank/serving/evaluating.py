@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from kgrank.errors import ConfigError, DataError, Fault
-from kgrank.fusion.evidence import SPLITS, Evidence, Progress, numbered
+from kgrank.fusion.evidence import SPLITS, Evidence, numbered
 from kgrank.fusion.history import Decay, Histories, Spans
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.metrics import ListMetrics, list_metrics, paired_bootstrap
@@ -28,8 +28,9 @@ from kgrank.fusion.queries import (
     user_queries,
 )
 from kgrank.kg.tables import Tables, read_tables
+from kgrank.progress import Progress, silent
 from kgrank.serving.bundle import Bundle
-from kgrank.serving.training import silent, train
+from kgrank.serving.training import train
 
 K = (10, 20)
 CELLS = 16_000_000  # queries × items scored at a time

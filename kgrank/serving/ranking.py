@@ -31,11 +31,10 @@ import torch
 
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.files import sync
-from kgrank.fusion.evidence import Progress
 from kgrank.fusion.model import Repeats
 from kgrank.kg.reading import read_file
+from kgrank.progress import Progress, silent
 from kgrank.serving.recommender import Recommender
-from kgrank.serving.training import silent
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -18,11 +18,9 @@ from kgrank.encoders.cache import EncodeReport, VectorCache, encode_cached
 from kgrank.encoders.text import TextEncoder, item_texts
 from kgrank.encoders.tfidf import tfidf
 from kgrank.encoders.whitening import whiten
-from kgrank.fusion.evidence import ItemFeatures, Progress, numbered
+from kgrank.fusion.evidence import ItemFeatures, numbered
 from kgrank.fusion.history import Histories
 from kgrank.fusion.learned import Learner
-from kgrank.fusion.loop import Sink
-from kgrank.fusion.processes import joined
 from kgrank.fusion.training import assist as assist_fit
 from kgrank.fusion.training import fit
 from kgrank.kg.exchange import entity_features
@@ -30,11 +28,10 @@ from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.splits import SplitCuts, split_events
 from kgrank.kg.tables import Tables
 from kgrank.kg.vocabulary import Vocabulary
+from kgrank.loop import Sink
+from kgrank.processes import joined
+from kgrank.progress import Progress, silent
 from kgrank.serving.bundle import Bundle
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """The progress of those who do not want to be told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +144,7 @@ def train(
             "cuda".
         checkpoints: folder where training leaves what it needs to be resumed; none if None.
         resume: go on from the checkpoint in that folder, if it is of the same data and settings.
-        sinks: where the figures of training go (`kgrank.fusion.loop.Sink`).
+        sinks: where the figures of training go (`kgrank.loop.Sink`).
 
     Raises:
         ModelError: there is nothing to fit on, the text encoder cannot be loaded, training

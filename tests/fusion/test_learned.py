@@ -16,13 +16,14 @@ from kgrank.fusion.evidence import Evidence, numbered
 from kgrank.fusion.history import Histories
 from kgrank.fusion.learned import Learner, NextItems, NextItemTask, leading
 from kgrank.fusion.queries import Queries
-from kgrank.fusion.settings import FitSettings, LearnSettings
+from kgrank.fusion.settings import FitSettings
 from kgrank.fusion.training import valid_queries
 from kgrank.kg.building import GraphSettings
 from kgrank.kg.gnn import GraphInput, graph_encoder
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.tables import checked_tables
 from kgrank.kg.vocabulary import Vocabulary
+from kgrank.settings import LearnSettings
 
 
 def world(events: pd.DataFrame) -> tuple[Histories, Queries, KnowledgeGraph]:

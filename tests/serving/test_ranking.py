@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from kgrank.errors import ConfigError, DataError, KgrankError
+from kgrank.progress import silent
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.ranking import SCHEMA, fingerprint, rank_users, read_user_ids
 from kgrank.serving.recommender import Recommender
-from kgrank.serving.training import silent
 
 USERS = ["u-ada", *(f"{n:04d}" for n in range(1, 20))]
 

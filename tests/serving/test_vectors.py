@@ -21,7 +21,6 @@ from kgrank.fusion.evidence import Evidence
 from kgrank.fusion.history import Decay
 from kgrank.fusion.learned import Learner
 from kgrank.fusion.model import FusedModel, Head, Repeats
-from kgrank.fusion.settings import LearnSettings
 from kgrank.fusion.training import valid_queries
 from kgrank.fusion.weights import FusionWeights
 from kgrank.kg.building import GraphSettings
@@ -33,6 +32,7 @@ from kgrank.serving.bundle import Bundle
 from kgrank.serving.cli import app
 from kgrank.serving.recommender import Recommender
 from kgrank.serving.training import prepare
+from kgrank.settings import LearnSettings
 
 Floats = npt.NDArray[np.float64]
 

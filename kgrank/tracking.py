@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kgrank.errors import ConfigError
-from kgrank.fusion.loop import Sink
+from kgrank.loop import Sink
 
 NAME = "kgrank"  # the experiment in MLflow, and the project in W&B if no other is named
 MLFLOW_SECONDS = 5.0  # between two calls to MLflow, at least

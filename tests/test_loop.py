@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from kgrank.errors import ModelError
-from kgrank.fusion.evidence import Progress
-from kgrank.fusion.loop import Loop, Trained
-from kgrank.fusion.processes import joined
-from kgrank.fusion.settings import LearnSettings
+from kgrank.loop import Loop, Trained
+from kgrank.processes import joined
+from kgrank.progress import Progress
+from kgrank.settings import LearnSettings
 
 SETTINGS = LearnSettings(epochs=4, batch=8, rate=0.05, warmup=2, checkpoint_seconds=0.0)
 
@@ -212,8 +212,8 @@ import os, sys, torch
 sys.path.insert(0, {here!r})
 from test_loop import Line, SETTINGS
 from kgrank.errors import ModelError
-from kgrank.fusion.loop import Loop
-from kgrank.fusion.processes import joined
+from kgrank.loop import Loop
+from kgrank.processes import joined
 task = Line()
 task.module[1].p = 0.0
 rank = os.environ.get("RANK", "alone")

@@ -4,7 +4,7 @@ What is trained is a `Task`; the loop knows nothing of graphs or text. Every dra
 from (seed, epoch, step), never from a state that runs on, so that a run that was killed and resumed
 ends with the very weights of one that was not.
 
-Processes that are joined (`kgrank.fusion.processes`) each take their share of every batch, and the
+Processes that are joined (`kgrank.processes`) each take their share of every batch, and the
 gradients are summed, so that more processes compute the same step faster.
 """
 
@@ -27,9 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kgrank.errors import ModelError
-from kgrank.fusion.evidence import Progress
-from kgrank.fusion.processes import add_up, agreed, follow, rank, world
-from kgrank.fusion.settings import LearnSettings
+from kgrank.processes import add_up, agreed, follow, rank, world
+from kgrank.progress import Progress, silent
+from kgrank.settings import LearnSettings
 
 Batch = TypeVar("Batch")
 
@@ -59,7 +59,7 @@ class Task(Protocol[Batch]):
 
 
 class Sink(Protocol):
-    """Where figures go while a model is trained, such as `kgrank.fusion.tracking.sink_of` makes.
+    """Where figures go while a model is trained, such as `kgrank.tracking.sink_of` makes.
 
     One sink takes the figures of several trainings. Who made it ends it.
     """
@@ -122,7 +122,7 @@ class Loop(Generic[Batch]):
         resume: bool = False,
         identity: str = "",
         sinks: Sequence[Sink] = (),
-        report: Progress = lambda stage, done, total: None,
+        report: Progress = silent,
         stop_after: int | None = None,
     ) -> None:
         self.task, self.settings, self.name = task, settings, name

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from kgrank.errors import ConfigError, ModelError
-from kgrank.fusion.loop import Sink
-from kgrank.fusion.tracking import sink_of
+from kgrank.loop import Sink
+from kgrank.tracking import sink_of
 
 SETTINGS = {"learn": {"rate": 0.003, "epochs": 8}, "kg": {"encoder": "light"}}
 
