@@ -25,7 +25,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from kgrank.encoders.text import Progress, TextEncoder
+from kgrank.encoders.folders import Progress
+from kgrank.encoders.text import TextEncoder
 
 _log = logging.getLogger(__name__)
 

