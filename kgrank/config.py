@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kgrank.encoders.images import ImageSettings
 from kgrank.encoders.text import TextSettings
 from kgrank.encoders.tfidf import TfidfSettings
 from kgrank.errors import ConfigError
@@ -26,6 +27,7 @@ class Config(Section):
         kg: which attributes become relations of the graph, and what learns on it.
         text: which text of a product is read, and by what encoder.
         tfidf: how words become features.
+        image: which picture of a product is seen, and by what model.
         fit: how the model is fitted.
         learn: how its learned parts are trained.
     """
@@ -35,6 +37,7 @@ class Config(Section):
     kg: GraphSettings = GraphSettings()
     text: TextSettings = TextSettings()
     tfidf: TfidfSettings = TfidfSettings()
+    image: ImageSettings = ImageSettings()
     fit: FitSettings = FitSettings()
     learn: LearnSettings = LearnSettings()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -55,3 +57,25 @@ def repeat_events() -> pd.DataFrame:
     items = own[:, [0, 1, 2, 3, 0, 1]]
     items[::5, 4] = own[::5, 4]
     return _events(items, 2)
+
+
+@pytest.fixture(scope="session")
+def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved ViT of 16 numbers that looks at 24 × 24 pixels. Not to be written to."""
+    import torch
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=24,
+        patch_size=8,
+        initializer_range=0.5,  # wide enough that different pictures get different vectors
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(folder)
+    return folder

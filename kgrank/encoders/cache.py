@@ -1,10 +1,12 @@
-"""Vectors kept between runs, by model and text, so that only what changed is encoded again.
+"""Vectors kept between runs, by model and content, so that only what changed is encoded again.
 
     folder/
       <encoder's fingerprint>/
-        part-<sha256 of the file>.safetensors     keys    (n, 32) uint8    sha256 of each text
+        part-<sha256 of the file>.safetensors     keys    (n, 32) uint8    sha256 of a text or file
                                                   vectors (n, dim) float32
-                                                  cut     (n,) bool        text was too long
+                                                  cut     (n,) bool        only its beginning was
+                                                                           read: a text too long,
+                                                                           a picture that moves
 
 Parts are only ever added, each under a temporary name and then renamed: an interrupted run leaves
 whole parts. A part whose content is not what its name says is not read. A cache may be deleted at
@@ -16,12 +18,13 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -48,6 +51,11 @@ class EncodeReport:
     empty: int
 
 
+Rows = npt.NDArray[np.integer]
+Embed = Callable[[Rows, Progress | None], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Rows to vectors (n, dim) float32, which were cut (n,) bool, and which could be read (n,) bool."""
+
+
 @dataclass(frozen=True)
 class VectorCache:
     """A folder of vectors.
@@ -60,6 +68,56 @@ class VectorCache:
     folder: Path
     part_texts: int = 2_000
 
+    def complete(
+        self,
+        fingerprint: str,
+        keys: Sequence[bytes],
+        dim: int,
+        embed: Embed,
+        progress: Progress | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Vectors for all keys: what the cache holds, and the rest as `embed` gives it.
+
+        What `embed` gives is kept part by part, but for what it could not read. An interruption
+        loses at most the part in work; the next run goes on from there.
+
+        Args:
+            fingerprint: the encoder's.
+            keys: n distinct sha256 digests.
+            dim: the encoder's width.
+            embed: encodes some of the rows 0 to n - 1.
+            progress: called with (done, total) in rows that the cache lacks.
+
+        Returns:
+            vectors (n, dim) float32, cut (n,) bool and the number of rows that `embed` read.
+
+        Raises:
+            OSError: the cache cannot be written to.
+        """
+        vectors, cut, found = self.read(fingerprint, keys, dim)
+        missing = np.flatnonzero(~found)
+        n_read = 0
+        for start in range(0, len(missing), self.part_texts):
+            rows = missing[start : start + self.part_texts]
+            part, cut[rows], whole = embed(rows, _continued(progress, start, len(missing)))
+            vectors[rows] = part
+            rows = rows[whole]
+            n_read += len(rows)
+            if len(rows):
+                self.write(fingerprint, [keys[row] for row in rows], vectors[rows], cut[rows])
+        return vectors, cut, n_read
+
+    def width(self, fingerprint: str) -> int | None:
+        """How wide the encoder's vectors are; None where the cache holds none."""
+        for path in self._parts(fingerprint):
+            part = _read_part(path, None)
+            if part is not None:
+                return int(part["vectors"].shape[1])
+        return None
+
+    def _parts(self, fingerprint: str) -> list[Path]:
+        return sorted((self.folder / fingerprint).glob("part-*.safetensors"))
+
     def read(
         self, fingerprint: str, keys: Sequence[bytes], dim: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,7 +125,7 @@ class VectorCache:
 
         Args:
             fingerprint: the encoder's.
-            keys: n distinct sha256 digests of texts.
+            keys: n distinct sha256 digests of contents.
             dim: the encoder's width.
 
         Returns:
@@ -77,7 +135,7 @@ class VectorCache:
         vectors = np.zeros((len(keys), dim), dtype=np.float32)
         cut = np.zeros(len(keys), dtype=bool)
         found = np.zeros(len(keys), dtype=bool)
-        for path in sorted((self.folder / fingerprint).glob("part-*.safetensors")):
+        for path in self._parts(fingerprint):
             part = _read_part(path, dim)
             if part is None:
                 continue
@@ -121,8 +179,6 @@ def encode_cached(
 ) -> tuple[np.ndarray, EncodeReport]:
     """Vectors of texts as `TextEncoder.encode` gives them, encoding only what the cache lacks.
 
-    An interruption loses at most the part in work; the next run goes on from there.
-
     Args:
         encoder: the model.
         texts: n strings.
@@ -140,21 +196,18 @@ def encode_cached(
     # time left is not underestimated.
     distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
     keys = [sha256(text.encode("utf-8", "surrogatepass")).digest() for text in distinct]
-    vectors, cut, found = cache.read(encoder.fingerprint, keys, encoder.dim)
-    missing = np.flatnonzero(~found)
-    for start in range(0, len(missing), cache.part_texts):
-        rows = missing[start : start + cache.part_texts]
-        vectors[rows], cut[rows] = encoder.embed(
-            [distinct[row] for row in rows], progress=_continued(progress, start, len(missing))
-        )
-        part_keys = [keys[row] for row in rows]
-        cache.write(encoder.fingerprint, part_keys, vectors[rows], cut[rows])
+
+    def embed(rows: Rows, progress: Progress | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found, cut = encoder.embed([distinct[row] for row in rows], progress=progress)
+        return found, cut, np.ones(len(rows), dtype=bool)
+
+    vectors, cut, encoded = cache.complete(encoder.fingerprint, keys, encoder.dim, embed, progress)
     place = {text: row for row, text in enumerate(distinct)}
     order = np.array([place[text] for text in texts], dtype=np.int64)
     result = vectors[order]
     report = EncodeReport(
-        encoded=len(missing),
-        reused=len(distinct) - len(missing),
+        encoded=encoded,
+        reused=len(distinct) - encoded,
         truncated=int(cut[order].sum()),
         empty=int((~result.any(axis=1)).sum()),
     )
@@ -172,14 +225,15 @@ def _continued(progress: Progress | None, before: int, total: int) -> Progress |
     return report
 
 
-def _read_part(path: Path, dim: int) -> dict[str, np.ndarray] | None:
-    """The part's arrays; None, and a warning, if it is not whole."""
+def _read_part(path: Path, dim: int | None) -> dict[str, np.ndarray] | None:
+    """The part's arrays; None, and a warning, if it is not whole or not `dim` wide."""
     try:
         content = path.read_bytes()
         if path.stem != f"part-{sha256(content).hexdigest()}":
             raise ValueError("its content is not what its name says")
         part = load(content)
         n = len(part["keys"])
+        dim = part["vectors"].shape[-1] if dim is None else dim
         shapes = {name: (array.shape, array.dtype.name) for name, array in part.items()}
         expected = {
             "keys": ((n, 32), "uint8"),
@@ -188,7 +242,7 @@ def _read_part(path: Path, dim: int) -> dict[str, np.ndarray] | None:
         }
         if shapes != expected:
             raise ValueError(f"it holds {shapes}, not {expected}")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        _log.warning("cached vectors ignored, their texts are encoded again: %s: %s", path, error)
+    except (OSError, ValueError, KeyError, IndexError, SafetensorError) as error:
+        _log.warning("cached vectors ignored, they are made again: %s: %s", path, error)
         return None
     return part

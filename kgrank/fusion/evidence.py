@@ -28,11 +28,13 @@ class ItemFeatures:
         words: (n_items × n_terms) float32 CSR, TF-IDF of the text.
         entities: (n_items × n_entities) float32 CSR, IDF-weighted graph neighbours.
         vectors: (n_items × dim) float32, whitened text vectors; None without a text encoder.
+        images: (n_items × dim) float32, whitened picture vectors; None without an image encoder.
     """
 
     words: sp.csr_matrix
     entities: sp.csr_matrix
-    vectors: npt.NDArray[np.float32] | None
+    vectors: npt.NDArray[np.float32] | None = None
+    images: npt.NDArray[np.float32] | None = None
 
 
 def numbered(
@@ -90,7 +92,7 @@ class Evidence:
     def of_events(cls, histories: Histories) -> Evidence:
         """Events alone: nothing is known of the items."""
         nothing = sp.csr_matrix((histories.n_items, 1), dtype=np.float32)
-        return cls(histories, ItemFeatures(nothing, nothing, None))
+        return cls(histories, ItemFeatures(nothing, nothing))
 
     def linear_moments(self) -> Moments:
         """Of EASE: who chose this also chose that."""
@@ -127,6 +129,9 @@ class Evidence:
 
     def of_items(self, items: npt.NDArray[np.integer]) -> Evidence:
         """The same evidence for some of the items only, numbered anew in the order given."""
-        vectors = None if self.features.vectors is None else self.features.vectors[items]
-        features = ItemFeatures(self.features.words[items], self.features.entities[items], vectors)
+        of = self.features
+        vectors, images = (
+            None if table is None else table[items] for table in (of.vectors, of.images)
+        )
+        features = ItemFeatures(of.words[items], of.entities[items], vectors, images)
         return Evidence(self.histories.of_items(items), features)

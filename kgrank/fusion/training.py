@@ -255,8 +255,9 @@ def _feature_forms(features: ItemFeatures) -> dict[str, SparseFeatures | DenseFe
         forms["graph"] = SparseFeatures(features.entities)
     if features.words.nnz:
         forms["text"] = SparseFeatures(features.words)
-    if features.vectors is not None and features.vectors.any():
-        forms["embedding"] = DenseFeatures(torch.from_numpy(features.vectors))
+    for name, vectors in (("embedding", features.vectors), ("image", features.images)):
+        if vectors is not None and vectors.any():
+            forms[name] = DenseFeatures(torch.from_numpy(vectors))
     return forms
 
 

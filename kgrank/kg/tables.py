@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tomllib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -94,21 +94,30 @@ class Tables:
         events = self.with_split(settings).events
         return replace(self, items=_items_of(events[events["split"] != "test"]))
 
-    def without_graph(self) -> Tables:
-        """These tables without triples, entities and attributes: events, titles, descriptions."""
+    def without_graph(self, keep: Collection[str] = ()) -> Tables:
+        """These tables without triples, entities and attributes: events, titles, descriptions.
+
+        Args:
+            keep: attributes of items that stay, because something else reads them.
+        """
+        facts = [name for name in _attributes(self.items, "items") if name not in keep]
         return replace(
             self,
-            items=self.items.drop(columns=_attributes(self.items, "items")),
+            items=self.items.drop(columns=facts),
             users=self.users.drop(columns=_attributes(self.users, "users")),
             triples=self.triples.iloc[:0],
             entities=self.entities.iloc[:0],
         )
 
-    def with_shuffled_graph(self, seed: int) -> Tables:
+    def with_shuffled_graph(self, seed: int, keep: Collection[str] = ()) -> Tables:
         """These tables with as much graph, but a false one.
 
         Tails change places within each relation, and attribute values within each column of items
         and users, so that every degree and every value stays as frequent as it was.
+
+        Args:
+            seed: of the places.
+            keep: attributes of items that stay, because something else reads them.
         """
         rng = np.random.default_rng(seed)
         triples = self.triples
@@ -121,7 +130,7 @@ class Tables:
             triples = triples.assign(tail=triples["tail"].array[order])
         return replace(
             self,
-            items=_shuffled(self.items, "items", rng),
+            items=_shuffled(self.items, "items", rng, keep),
             users=_shuffled(self.users, "users", rng),
             triples=triples,
         )
@@ -251,10 +260,13 @@ def _all_numbers(values: pd.Series[Any]) -> bool:
     return not absent.all() and bool(np.isfinite(numbers(values[~absent])).all())
 
 
-def _shuffled(frame: pd.DataFrame, name: str, rng: np.random.Generator) -> pd.DataFrame:
+def _shuffled(
+    frame: pd.DataFrame, name: str, rng: np.random.Generator, keep: Collection[str] = ()
+) -> pd.DataFrame:
     columns: dict[str, Any] = {
         column: frame[column].array[rng.permutation(len(frame))]
         for column in _attributes(frame, name)
+        if column not in keep
     }
     return frame.assign(**columns)
 

@@ -75,7 +75,7 @@ class Bundle:
         """The bundle of a finished fit."""
         split = prepared.cuts.apply(tables.events)
         events = split[split["split"] != "test"].reset_index(drop=True)
-        encoded = prepared.encoded
+        encoded, pictures = prepared.encoded, prepared.pictures
         facts = {
             "rows": {name: int((prepared.splits == n).sum()) for n, name in enumerate(SPLITS[:2])},
             "users": len(prepared.users),
@@ -83,6 +83,8 @@ class Bundle:
             "edges": prepared.graph.n_edges,
             "text_encoder": prepared.encoder,
             "text_vectors": asdict(encoded) if encoded else None,
+            "image_encoder": prepared.image_encoder,
+            "image_vectors": asdict(pictures) if pictures else None,
             "ease_penalty": fitted.ease_penalty,
             "choices": {name: _choice_to_json(choice) for name, choice in fitted.choices.items()},
             "learned": _trained_to_json(fitted.trained) if fitted.trained else None,

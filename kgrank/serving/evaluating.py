@@ -151,11 +151,12 @@ def _tables(bundle: Bundle, source: Path | None) -> Tables:
 def _refit(
     bundle: Bundle, tables: Tables, variant: str, cache: Path | None, progress: Progress
 ) -> Bundle:
-    changed = tables.without_graph()
-    if variant == "shuffled":
-        changed = tables.with_shuffled_graph(bundle.config.fit.seed)
-    split = bundle.cuts.apply(changed.events)
     config = bundle.config
+    pictures = () if config.image.model is None else (config.image.column,)
+    changed = tables.without_graph(keep=pictures)
+    if variant == "shuffled":
+        changed = tables.with_shuffled_graph(config.fit.seed, keep=pictures)
+    split = bundle.cuts.apply(changed.events)
     if variant == "none":
         kg = config.kg.model_copy(update={"bins": {}, "categorical": ()})
         config = config.model_copy(update={"kg": kg})

@@ -120,6 +120,8 @@ def print_bundle(facts: Mapping[str, Any], folder: str) -> None:
     """Print what a fit chose and how well each channel ranks valid on its own."""
     counts = {**facts["rows"], **{name: facts[name] for name in ("users", "items", "edges")}}
     print_table(tuple(counts), [tuple(counts.values())], "Fitted on")
+    if pictures := facts["image_vectors"]:
+        print_table(tuple(pictures), [tuple(pictures.values())], "Pictures")
     rows = [(name, choice["valid_ndcg@10"]) for name, choice in facts["choices"].items()]
     for head, fused in facts["fusion"].items():
         found, method = fused["valid_ndcg@10"], fused["method"]

@@ -188,13 +188,13 @@ class Recommender:
         | `learned_user` | the folded history in the learned channel over its size |
         | `entity` | what an item gains by a fact to the entity, in the space of `learned` |
 
-        user · item is the share that the dense channels (`embedding`, `learned`) and the bias have
-        in the score. **It is not the score**: the sparse channels (`linear`, `directed`, `graph`,
-        `text`, `repeat`) are no vectors, and where they weigh most the product alone ranks badly.
-        `model.dense_channels(head)` and `model.other_channels(head)` name both ("new" is the head
-        of "exclude", "all" of the other lists). learned_user · learned and learned_history ·
-        learned are what the learned channel says for a user and after an item, before its gate;
-        entity · learned orders the items that the entity speaks for.
+        user · item is the share that the dense channels (`embedding`, `image`, `learned`) and the
+        bias have in the score. **It is not the score**: the sparse channels (`linear`,
+        `directed`, `graph`, `text`, `repeat`) are no vectors, and where they weigh most the product
+        alone ranks badly. `model.dense_channels(head)` and `model.other_channels(head)` name both
+        ("new" is the head of "exclude", "all" of the other lists). learned_user · learned and
+        learned_history · learned are what the learned channel says for a user and after an item,
+        before its gate; entity · learned orders the items that the entity speaks for.
 
         Groups that the bundle has nothing for are left out: `item` and `user` where no dense
         channel weighs in these lists, the learned ones and `entity` where the learned channel

@@ -15,9 +15,11 @@ import scipy.sparse as sp
 from kgrank.config import Config
 from kgrank.devices import choose_device
 from kgrank.encoders.cache import EncodeReport, VectorCache, encode_cached
+from kgrank.encoders.images import ImageEncoder, ImageReport, item_pictures
 from kgrank.encoders.text import TextEncoder, item_texts
 from kgrank.encoders.tfidf import tfidf
 from kgrank.encoders.whitening import whiten
+from kgrank.errors import ConfigError
 from kgrank.fusion.evidence import ItemFeatures, numbered
 from kgrank.fusion.history import Histories
 from kgrank.fusion.learned import Learner
@@ -48,6 +50,8 @@ class Prepared:
         cuts: how the events were split.
         encoded: what the text encoder did; None without one.
         encoder: name and fingerprint of the text encoder; empty without one.
+        pictures: what the image encoder did; None without one.
+        image_encoder: name and fingerprint of the image encoder; empty without one.
     """
 
     users: Vocabulary
@@ -59,19 +63,23 @@ class Prepared:
     cuts: SplitCuts
     encoded: EncodeReport | None
     encoder: dict[str, str]
+    pictures: ImageReport | None
+    image_encoder: dict[str, str]
 
 
 def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = silent) -> Prepared:
-    """Number the tables, build the graph, turn text into features.
+    """Number the tables, build the graph, turn text and pictures into features.
 
     Args:
         tables: validated tables.
         config: the configuration.
-        cache: folder where text vectors are kept between runs.
+        cache: folder where vectors of text and pictures are kept between runs.
         progress: told of each stage.
 
     Raises:
-        ModelError: the text encoder that the configuration names cannot be loaded.
+        ModelError: an encoder that the configuration names cannot be loaded.
+        ConfigError: pictures are asked for, and the items have no such column, or the tables were
+            made in memory, so that their pictures lie nowhere.
     """
     progress("graph", 0, 1)
     events, cuts = split_events(tables.events, config.split)
@@ -80,19 +88,36 @@ def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = si
     users = Vocabulary.from_ids(known.drop_duplicates())
     items = Vocabulary.from_ids(tables.items["item_id"])
     histories, splits = numbered(seen, users, items)
-    graph = KnowledgeGraph.from_tables(replace(tables, events=seen), config.kg)
+    kg = config.kg
+    if config.image.model is not None and config.image.column not in kg.ignore:
+        kg = kg.model_copy(update={"ignore": (*kg.ignore, config.image.column)})
+    graph = KnowledgeGraph.from_tables(replace(tables, events=seen), kg)
     progress("graph", 1, 1)
     texts = item_texts(tables.items, config.text)
     words = tfidf(texts, config.tfidf).matrix if any(map(str.strip, texts)) else None
     vectors, encoded, encoder = _vectors(texts, config, cache, progress)
+    images, pictures, image_encoder = _images(tables, config, cache, progress)
     n_items = len(items)
     linked = graph.item_entity_matrix(items).matrix
     features = ItemFeatures(
         words=_csr(words, n_items),
         entities=entity_features(_csr(linked if linked.shape[1] else None, n_items)),
         vectors=vectors,
+        images=images,
     )
-    return Prepared(users, items, histories, splits, graph, features, cuts, encoded, encoder)
+    return Prepared(
+        users=users,
+        items=items,
+        histories=histories,
+        splits=splits,
+        graph=graph,
+        features=features,
+        cuts=cuts,
+        encoded=encoded,
+        encoder=encoder,
+        pictures=pictures,
+        image_encoder=image_encoder,
+    )
 
 
 def _csr(matrix: Any, n_items: int) -> sp.csr_matrix:
@@ -119,6 +144,32 @@ def _vectors(
     return whiten(raw).apply(raw), report, named
 
 
+def _images(
+    tables: Tables, config: Config, cache: Path, progress: Progress
+) -> tuple[npt.NDArray[np.float32] | None, ImageReport | None, dict[str, str]]:
+    encoder = ImageEncoder.from_settings(config.image)
+    if encoder is None:
+        return None, None, {}
+    names = item_pictures(tables.items, config.image)
+    if tables.source is None:
+        raise ConfigError(
+            "image.model: found tables made in memory; allowed: tables read from a folder, in "
+            "which their pictures lie. Save them beside the pictures and read them, or set "
+            "image.model to none."
+        )
+    folder = tables.source if tables.source.is_dir() else tables.source.parent
+    progress("image vectors", 0, 1)
+    raw, report = encoder.encode(
+        names,
+        folder,
+        cache=VectorCache(cache),
+        progress=lambda done, total: progress("image vectors", done, total),
+    )
+    progress("image vectors", 1, 1)
+    named = {"name": encoder.name, "fingerprint": encoder.fingerprint}
+    return whiten(raw).apply(raw), report, named
+
+
 def train(
     tables: Tables,
     config: Config | None = None,
@@ -138,7 +189,7 @@ def train(
     Args:
         tables: validated tables.
         config: the configuration; its defaults if None.
-        cache: folder of text vectors; `~/.cache/kgrank/vectors` if None.
+        cache: folder of vectors of text and pictures; `~/.cache/kgrank/vectors` if None.
         progress: called with (stage, done, total).
         device: where the learned channel is trained: "auto" (cuda where there is one), "cpu" or
             "cuda".
@@ -147,9 +198,10 @@ def train(
         sinks: where the figures of training go (`kgrank.loop.Sink`).
 
     Raises:
-        ModelError: there is nothing to fit on, the text encoder cannot be loaded, training
+        ModelError: there is nothing to fit on, an encoder cannot be loaded, training
             diverges, or another process has ended.
         DataError: the events cannot be split by the rule.
+        ConfigError: the pictures that are asked for lie nowhere.
     """
     config = config or Config()
     tables = tables.without_test_items(config.split)
@@ -185,7 +237,8 @@ def assist(
 ) -> None:
     """Take a share of the learned channel's training, while process 0 of `torchrun` does `train`.
 
-    What process 0 needs alone is not done here: no text is encoded, nothing is chosen or written.
+    What process 0 needs alone is not done here: no text or picture is encoded, nothing is chosen
+    or written.
 
     Args:
         tables, config, device, checkpoints, resume: as process 0 gives `train`.
@@ -198,8 +251,9 @@ def assist(
     with joined(device):
         if config.kg.encoder == "none":
             return
-        words_alone = config.text.model_copy(update={"model": None})
-        config = config.model_copy(update={"text": words_alone})
+        none = {"model": None}
+        text, image = config.text.model_copy(update=none), config.image.model_copy(update=none)
+        config = config.model_copy(update={"text": text, "image": image})
         prepared = prepare(tables.without_test_items(config.split), config, Path())
         data = prepared.graph.to_pyg()
         learner = Learner(

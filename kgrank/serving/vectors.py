@@ -49,8 +49,9 @@ def write_vectors(
     if not any(groups.values()):
         raise ModelError(
             f"found no dense channel, only {', '.join(model.other_channels(head)) or 'the bias'}; "
-            "allowed: embedding or learned. Train with a text encoder ([text] model) or a graph "
-            "encoder ([kg] encoder; it is left out where it adds nothing on valid)."
+            "allowed: embedding, image or learned. Train with an encoder of text ([text] model), "
+            "pictures ([image] model) or the graph ([kg] encoder; it is left out where it adds "
+            "nothing on valid)."
         )
     there = (path / MANIFEST).exists()
     store = EmbeddingStore.open(path) if there else EmbeddingStore.create(path)
