@@ -104,7 +104,7 @@ def decode(data: bytes) -> tuple[Image.Image, bool]:
         Unread: "refused" if it has too many pixels or is too narrow a strip, "broken" if it is no
             picture of a known format, or a damaged one.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image: Image.Image = Image.open(BytesIO(data), formats=_formats())
@@ -119,6 +119,9 @@ def decode(data: bytes) -> tuple[Image.Image, bool]:
         return _rgb(_upright(image)), moves
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unread("refused", str(error)) from None
+    except UnidentifiedImageError:
+        known = ", ".join(_formats())
+        raise Unread("broken", f"no picture that can be read; allowed: {known}") from None
     except Unread:
         raise
     except Exception as error:  # decoders raise whatever a damaged file leads them to

@@ -405,6 +405,13 @@ class TestOtherGraphs:
         assert_frame_equal(mixed.events, shop.events)
         assert_frame_equal(mixed.entities, shop.entities)
 
+    def test_what_is_kept_is_no_part_of_the_graph(self, shop):
+        bare = shop.without_graph(keep=("price",))
+        assert bare.items.columns.tolist() == ["item_id", "title", "description", "price"]
+        mixed = shop.with_shuffled_graph(seed=1, keep=("price",))
+        assert mixed.items["price"].tolist() == shop.items["price"].tolist()
+        assert mixed.items["brand"].tolist() != shop.items["brand"].tolist()
+
     def test_the_seed_decides(self, shop):
         one, same, other = (shop.with_shuffled_graph(seed).triples["tail"] for seed in (1, 1, 2))
         assert one.tolist() == same.tolist()

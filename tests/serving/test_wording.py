@@ -127,6 +127,7 @@ def test_a_history_that_speaks_against_is_not_dressed_up(bias, said):
         ("directed", "It is often bought next after what you chose before."),
         ("text", "It is described in similar words."),
         ("embedding", "It is described in similar words."),
+        ("image", "Its picture looks similar."),
         ("graph", "It shares attributes with what you chose before."),
         ("repeat", "You bought it before, about when you usually do."),
         ("novel", "The channel 'novel' speaks for it."),
