@@ -248,7 +248,8 @@ class ImageEncoder:
                 asked = [(name_of[there[row]], there[row]) for row in rows]
                 vectors, moves, faults = self._embed(pool, folder, asked, progress)
                 unread.update(faults)
-                return vectors, moves, np.array([key not in faults for _, key in asked])
+                whole = np.array([key not in faults for _, key in asked], dtype=bool)
+                return vectors, moves, whole
 
             width = (cache and cache.width(self.fingerprint)) or self.dim
             if cache is None:
@@ -258,18 +259,15 @@ class ImageEncoder:
                 vectors, moves, encoded = cache.complete(
                     self.fingerprint, there, width, embed, progress
                 )
-        place = {key: row for row, key in enumerate(there)}
-        faults: dict[str, Unread] = {}
-        rows = np.full(len(names), len(there))  # the last, where no picture was read
-        for row, name in enumerate(names):
-            key = keys.get(name)
-            if isinstance(key, Unread):
-                faults[name] = key
-            elif key in unread:
-                faults[name] = unread[key]
-            elif key is not None:
-                rows[row] = place[key]
+        faults = {}
+        for name, key in keys.items():
+            fault = key if isinstance(key, Unread) else unread.get(key)
+            if fault is not None:
+                faults[name] = fault
         _warn(faults)
+        place: dict[bytes | Unread, int] = {key: row for row, key in enumerate(there)}
+        nowhere = len(there)  # a row of zeros after the pictures
+        rows = np.array([place.get(keys.get(name, b""), nowhere) for name in names], np.int64)
         kinds = Counter(faults[name].kind for name in names if name in faults)
         report = ImageReport(
             encoded=encoded,

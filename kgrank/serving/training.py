@@ -35,6 +35,8 @@ from kgrank.processes import joined
 from kgrank.progress import Progress, silent
 from kgrank.serving.bundle import Bundle
 
+PICTURES_AN_AXIS = 4  # distinct pictures that a whitened axis of their vectors takes
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -167,7 +169,9 @@ def _images(
     )
     progress("image vectors", 1, 1)
     named = {"name": encoder.name, "fingerprint": encoder.fingerprint}
-    return whiten(raw).apply(raw), report, named
+    # Along more axes than that all pictures would be about as far from each other.
+    axes = max(1, (report.encoded + report.reused) // PICTURES_AN_AXIS)
+    return whiten(raw, dim=axes).apply(raw), report, named
 
 
 def train(
