@@ -1,5 +1,6 @@
-"""What things say: text to vectors.
+"""What things say: text to vectors, and pictures.
 
-`tfidf` by words, `text` by a transformer with `cache` for what it read before, and `whitening` to
-make a transformer's cosines tell texts apart. `words` is how text is cut for the first.
+`tfidf` by words, `text` by a transformer, `images` by a vision model, both with `cache` for what
+they read before, and `whitening` to make a model's cosines tell things apart. `words` is how text
+is cut for the first, `pictures` how a file is found and decoded, `folders` how a model is loaded.
 """

@@ -148,6 +148,31 @@ def test_other_pictures_get_other_vectors_and_order_is_kept(vit: ImageEncoder) -
     assert report.encoded == 4
 
 
+def test_each_picture_reaches_the_model_once_and_in_batches(vit: ImageEncoder) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def record(model: torch.nn.Module, args: Any, inputs: dict[str, torch.Tensor]) -> None:
+        shapes.append(tuple(inputs["pixel_values"].shape))
+
+    hook = vit._loaded[0].register_forward_pre_hook(record, with_kwargs=True)
+    seen: list[tuple[int, int]] = []
+    vit.encode(NAMES * 2, SHOP, progress=lambda done, total: seen.append((done, total)))
+    hook.remove()
+    assert shapes == [(32, 3, 24, 24), (25, 3, 24, 24)]
+    assert seen == [(32, 57), (57, 57)]
+
+
+def test_a_file_that_changes_while_it_is_read_gets_no_vector_of_the_other(
+    vit: ImageEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [(SHOP / name).read_bytes() for name in NAMES[:2]]
+    (tmp_path / "a.png").write_bytes(contents[0])
+    monkeypatch.setattr("kgrank.encoders.images.read_bytes", lambda path: contents.pop())
+    vectors, report = vit.encode(["a.png"], tmp_path)
+    assert (report.broken, report.encoded) == (1, 0)
+    assert not vectors.any()
+
+
 def test_an_item_without_a_readable_picture_gets_zeros_and_is_counted(
     vit: ImageEncoder, shop: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
