@@ -137,6 +137,11 @@ def test_each_channel_in_plain_words(channel, words):
     assert say(contributions={channel: 1.0}, events=(), paths=()) == words
 
 
+def test_a_picture_in_chinese():
+    said = say(contributions={"image": 1.0}, events=(), paths=(), language="zh")
+    assert said == "它的图片看起来相近。"
+
+
 def test_text_and_embedding_say_one_thing_and_count_together():
     """linear .40 leads each of text .30 and embedding .30, but not the two together."""
     said = say(contributions={"linear": 0.4, "text": 0.3, "embedding": 0.3}, paths=(), events=())
