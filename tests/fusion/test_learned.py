@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from kgrank.fusion import next_items
 from kgrank.fusion.channels import DenseFeatures
 from kgrank.fusion.evidence import Evidence, numbered
-from kgrank.fusion.history import Histories
+from kgrank.fusion.history import Histories, Spans
 from kgrank.fusion.learned import Learner, NextItems, NextItemTask, leading
 from kgrank.fusion.queries import Queries
 from kgrank.fusion.settings import FitSettings
@@ -36,13 +37,21 @@ def world(events: pd.DataFrame) -> tuple[Histories, Queries, KnowledgeGraph]:
     return histories.where(splits == 0), queries, KnowledgeGraph.from_tables(tables)
 
 
-def task_of(histories: Histories, queries: Queries, graph: KnowledgeGraph) -> NextItemTask:
+def task_of(
+    histories: Histories,
+    queries: Queries,
+    graph: KnowledgeGraph,
+    *,
+    hops: int = 0,
+    timed: bool = False,
+    batch: int = 64,
+) -> NextItemTask:
     words = sp.csr_matrix((histories.n_items, 0), dtype=np.float32)
     known = GraphInput.of(graph.to_pyg(), histories.by_kind(), words)
     torch.manual_seed(0)
-    module = NextItems(graph_encoder("light", known, 8, 0), 50, 1, timed=False, power=0.5)
+    module = NextItems(graph_encoder("light", known, 8, hops), 50, 1, timed=timed, power=0.5)
     return NextItemTask(
-        module, histories, ordered=True, judged=queries, batch=64, seed=0, device="cpu"
+        module, histories, ordered=True, judged=queries, batch=batch, seed=0, device="cpu"
     )
 
 
@@ -139,6 +148,57 @@ def test_chunks_change_neither_loss_nor_gradients(
     for whole, chunked in zip(found[0][1], found[1][1], strict=True):
         if whole is not None and chunked is not None:
             assert torch.allclose(whole, chunked, atol=1e-5)
+
+
+def test_one_walk_over_the_graph_serves_several_batches(even_events: pd.DataFrame) -> None:
+    """What a batch without a walk says of the graph reaches its parameters at the next walk."""
+    task = task_of(*world(even_events), hops=1)
+    batch = task.batches(0)[0]
+    walking, waiting = replace(batch, walks=True), replace(batch, walks=False)
+    task.loss(walking, slice(None)).backward()
+    once = {
+        name: p.grad.clone() for name, p in task.module.named_parameters() if p.grad is not None
+    }
+    task.module.zero_grad()
+    task.loss(waiting, slice(None)).backward()
+    assert not task.settled
+    own = {name for name, p in task.module.named_parameters() if p.grad is not None}
+    assert own < set(once)  # the graph's parameters wait
+    task.loss(walking, slice(None)).backward()
+    assert task.settled
+    for name, parameter in task.module.named_parameters():
+        if name in once:
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=1e-4, atol=1e-6)
+
+
+def test_batches_grow_where_an_epoch_would_have_too_many(
+    even_events: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = task_of(*world(even_events), batch=8).batches(0)
+    monkeypatch.setattr(next_items, "MOST_STEPS", 5)
+    fewer = task_of(*world(even_events), batch=8).batches(0)
+    assert len(few) > len(fewer) == 5
+    assert sum(len(batch.history) for batch in few) == sum(len(batch.history) for batch in fewer)
+    assert max(len(batch.history) for batch in few) <= 9
+
+
+def test_what_events_weigh_is_learned_and_told(even_events: pd.DataFrame) -> None:
+    """The weights of a batch's events are those of the decay that comes with the channel."""
+    histories, queries, graph = world(even_events)
+    task = task_of(histories, queries, graph, timed=True)
+    with torch.no_grad():
+        task.module.gap[:] = torch.linspace(0, -2, len(task.module.gap))
+        task.module.kind[:] = 0.3
+    epoch = task.batches(0)
+    batch, moments = epoch[0], epoch.moments[0]
+    found = task.module.event_weights(batch, np.arange(len(moments))).detach().numpy()
+    spans = Spans(task.first[moments], moments)
+    _, weights = histories.event_weights(spans, task.module.decay(histories))
+    newest_first = [part[::-1] for part in np.split(weights, np.cumsum(spans.last - spans.first))]
+    assert len(set(np.round(found[batch.weights], 4))) == 3  # of the last three events
+    assert found[batch.weights] == pytest.approx(np.concatenate(newest_first), rel=1e-5)
+    assert not found[~batch.weights].any()
 
 
 def test_shares_of_a_batch_add_up(even_events: pd.DataFrame) -> None:
