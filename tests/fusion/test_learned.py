@@ -13,9 +13,10 @@ import torch
 
 from kgrank.fusion import next_items
 from kgrank.fusion.channels import DenseFeatures
-from kgrank.fusion.evidence import Evidence, numbered
+from kgrank.fusion.evidence import Evidence, ItemFeatures, numbered
 from kgrank.fusion.history import Histories, Spans
-from kgrank.fusion.learned import Learner, NextItems, NextItemTask, leading
+from kgrank.fusion.learned import Learner, Start, leading
+from kgrank.fusion.next_items import NextItems, NextItemTask
 from kgrank.fusion.queries import Queries
 from kgrank.fusion.settings import FitSettings
 from kgrank.fusion.training import valid_queries
@@ -64,7 +65,7 @@ def test_order_is_learned(step_events: pd.DataFrame) -> None:
     )
     start = sp.identity(histories.n_items, np.float32, format="csr")
     form, _, trained = learner.learn(
-        Evidence.of_events(histories), start, ordered=True, queries=queries
+        Evidence.of_events(histories), Start(start, 0.0), ordered=True, queries=queries
     )
     scores = form.scores(sp.identity(histories.n_items, np.float32, format="csr"))
     numbers = {int(i[1:]): n for n, i in enumerate(graph.items.ids())}
@@ -73,12 +74,35 @@ def test_order_is_learned(step_events: pd.DataFrame) -> None:
     assert max(trained.valid) > 0.8
 
 
+def test_text_vectors_are_heard_as_far_as_they_are_told(even_events: pd.DataFrame) -> None:
+    """Items that no event tells apart are apart where their text vectors are."""
+    histories, queries, graph = world(even_events)
+    n_items = histories.n_items
+    texts = np.eye(2, dtype=np.float32)[np.arange(n_items) % 2]
+    nothing = sp.csr_matrix((n_items, 1), dtype=np.float32)
+    evidence = Evidence(histories, ItemFeatures(nothing, nothing, texts))
+    weights = sp.identity(n_items, np.float32, format="csr")
+    learn = LearnSettings(epochs=1, rate=1e-6)
+
+    def cosine(text: float) -> float:
+        """Between items 0 and 2, whose text is the same, less that between 0 and 1."""
+        learner = Learner(graph.to_pyg(), GraphSettings(dim=20, hops=0), learn)
+        form, _, _ = learner.learn(
+            evidence, Start(weights, text), ordered=True, queries=queries, epochs=1
+        )
+        alike = form.values @ form.values.T
+        return float(alike[0, 2] - alike[0, 1])
+
+    assert cosine(0.0) == pytest.approx(0.0, abs=1e-3)
+    assert 0.0 < cosine(0.2) < cosine(1.0)
+
+
 def test_a_checkpoint_of_other_facts_is_not_taken(
     even_events: pd.DataFrame, tmp_path: Path
 ) -> None:
     """Cut short after its first epoch, a training goes on only with the brands it began with."""
     histories, queries, _ = world(even_events)
-    start = sp.identity(histories.n_items, np.float32, format="csr")
+    start = Start(sp.identity(histories.n_items, np.float32, format="csr"), 0.0)
 
     def first_step(brands: str, *, resume: bool) -> int:
         """The first step that is reported."""
