@@ -346,6 +346,8 @@ def _write(
         (temporary / "pretraining.json").write_text(numbers + "\n", "utf-8")
         if find_spec("matplotlib"):
             _draw(facts["perplexity"], temporary / "pretraining.svg")
+        # safetensors lets nobody else read its file; who may read the folder may read all of it.
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
         for path in temporary.rglob("*"):
             sync(path)
         if out.is_dir():

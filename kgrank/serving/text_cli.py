@@ -33,7 +33,7 @@ def pretrain(
     track: Track = None,
     as_json: Json = False,
 ) -> None:
-    """Teach a text encoder the shop's language by masked words; [text] model takes its folder."""
+    """Teach a text encoder the shop's language by masked words; text.model takes its folder."""
     with faults_told(as_json):
         from kgrank.config import read_config
         from kgrank.encoders.corpus import shop_texts

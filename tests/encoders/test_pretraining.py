@@ -245,6 +245,7 @@ def test_perplexity_falls_and_the_folder_says_so(scratch: Learned) -> None:
     assert told["settings"] == SETTINGS.as_dict()
     assert (scratch.folder / "pretraining.svg").read_text("utf-8").count("<svg") == 1
     assert [path.name for path in scratch.folder.parent.iterdir()] == ["encoder"]  # nothing else
+    assert len({path.stat().st_mode for path in scratch.folder.iterdir()}) == 1
 
 
 def test_an_encoder_of_the_folder_tells_kinds_apart(scratch: Learned) -> None:
