@@ -56,9 +56,11 @@ class PretrainSettings(Section):
         held_out: share of the texts, by a hash of each, on which perplexity is measured.
         masked: share of the words that are masked.
         epochs: passes over the texts, at most; 3 to go on and 20 from scratch if left out.
-        patience: epochs without a lower perplexity after which training stops.
+        patience: epochs without a lower perplexity after which training stops; 2 to go on and 5
+            from scratch if left out, because frequencies are learned first, and words a while
+            after.
         batch: pieces a step.
-        rate: highest learning rate; 5e-5 to go on and 5e-4 from scratch if left out.
+        rate: highest learning rate; 5e-5 to go on and 1e-3 from scratch if left out.
         warmup: steps over which the rate rises.
         seed: of everything that is drawn.
         vocabulary: entries of a vocabulary from scratch, about.
@@ -72,7 +74,7 @@ class PretrainSettings(Section):
     held_out: float = Field(default=0.05, gt=0, lt=1)
     masked: float = Field(default=0.15, gt=0, lt=1)
     epochs: int | None = Field(default=None, ge=1)
-    patience: int = Field(default=2, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     batch: int = Field(default=32, ge=1)
     rate: float | None = Field(default=None, gt=0)
     warmup: int = Field(default=50, ge=0)
@@ -85,9 +87,9 @@ class PretrainSettings(Section):
         """What the training loop is told."""
         return LearnSettings(
             epochs=self.epochs or (20 if scratch else 3),
-            patience=self.patience,
+            patience=self.patience or (5 if scratch else 2),
             batch=self.batch,
-            rate=self.rate or (5e-4 if scratch else 5e-5),
+            rate=self.rate or (1e-3 if scratch else 5e-5),
             warmup=self.warmup,
             seed=self.seed,
         )
@@ -162,10 +164,11 @@ def pretrain(
     from kgrank.encoders.masking import Marks, MaskedWordTask, cut_texts
     from kgrank.loop import Loop
 
-    settings, out, at = settings or PretrainSettings(), Path(out), choose_device(device)
+    settings, at = settings or PretrainSettings(), choose_device(device)
+    out, named = Path(out).resolve(), str(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(
-            f"{out}: found something there already; allowed: a new folder. Name another one, or "
+            f"{named}: found something there already; allowed: a new folder. Name another one, or "
             "remove it."
         )
     train, held = split_texts(texts, settings.held_out)
@@ -208,7 +211,7 @@ def pretrain(
     )
     trained = loop.run()
     done = Pretrained(
-        folder=str(out),
+        folder=named,
         start=str(start),
         perplexity=tuple(exp(-value) for value in (before, *trained.valid)),
         best_epoch=trained.best_epoch,
