@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kgrank.encoders.pretraining import PretrainSettings
 from kgrank.encoders.text import TextSettings
 from kgrank.encoders.tfidf import TfidfSettings
 from kgrank.errors import ConfigError
@@ -28,6 +29,7 @@ class Config(Section):
         tfidf: how words become features.
         fit: how the model is fitted.
         learn: how its learned parts are trained.
+        pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
     """
 
     tables: TablesSettings = TablesSettings()
@@ -37,6 +39,7 @@ class Config(Section):
     tfidf: TfidfSettings = TfidfSettings()
     fit: FitSettings = FitSettings()
     learn: LearnSettings = LearnSettings()
+    pretrain: PretrainSettings = PretrainSettings()
 
 
 def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:

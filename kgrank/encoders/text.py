@@ -64,8 +64,6 @@ class TextSettings(Section):
 def item_texts(items: pd.DataFrame, settings: TextSettings) -> list[str]:
     """One text per row of items: the fields that hold something, joined by ". ".
 
-    A list (list-typed, or parted by "|") reads as its entries with commas between.
-
     Raises:
         ConfigError: a field is no column of items.
     """
@@ -75,8 +73,16 @@ def item_texts(items: pd.DataFrame, settings: TextSettings) -> list[str]:
                 f"text.fields: found {name!r}; allowed: the columns of items, "
                 f"{', '.join(map(str, items.columns))}. Name one of them, or add the column."
             )
-    columns = [[_as_text(value) for value in items[name]] for name in settings.fields]
+    columns = [column_texts(items[name]) for name in settings.fields]
     return [". ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
+
+
+def column_texts(values: pd.Series[Any]) -> list[str]:
+    """Each value of a column as text; "" where there is none.
+
+    A list (list-typed, or parted by "|") reads as its entries with commas between.
+    """
+    return [_as_text(value) for value in values]
 
 
 def _as_text(value: Any) -> str:
@@ -349,7 +355,7 @@ def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
@@ -373,7 +379,7 @@ def _load_transformer(folder: Path) -> tuple[Any, Any]:
 
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
             model, report = AutoModel.from_pretrained(
                 str(folder),
@@ -395,7 +401,7 @@ def _load_transformer(folder: Path) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars or load reports from transformers inside; its settings as found after."""
     logging: Any = import_module("transformers.utils.logging")  # a module without types
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
