@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kgrank.encoders.images import ImageSettings
+from kgrank.encoders.pretraining import PretrainSettings
 from kgrank.encoders.text import TextSettings
 from kgrank.encoders.tfidf import TfidfSettings
 from kgrank.errors import ConfigError
@@ -30,6 +31,7 @@ class Config(Section):
         image: which picture of a product is seen, and by what model.
         fit: how the model is fitted.
         learn: how its learned parts are trained.
+        pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
     """
 
     tables: TablesSettings = TablesSettings()
@@ -40,6 +42,7 @@ class Config(Section):
     image: ImageSettings = ImageSettings()
     fit: FitSettings = FitSettings()
     learn: LearnSettings = LearnSettings()
+    pretrain: PretrainSettings = PretrainSettings()
 
 
 def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:

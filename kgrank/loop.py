@@ -204,8 +204,8 @@ class Loop(Generic[Batch]):
             what = "a gradient" if math.isfinite(float(value)) else f"a loss of {float(value)}"
             raise ModelError(
                 f"{self.name}: found {what} that is not finite at step {done} (epoch "
-                f"{self.state.epoch}, batch {self.state.step}); allowed: finite numbers. Lower "
-                "learn.rate."
+                f"{self.state.epoch}, batch {self.state.step}); allowed: finite numbers. Lower the "
+                "rate in its section, such as learn.rate."
             )
         self.optimizer.step()
         return float(value), rate

@@ -66,8 +66,6 @@ class TextSettings(Section):
 def item_texts(items: pd.DataFrame, settings: TextSettings) -> list[str]:
     """One text per row of items: the fields that hold something, joined by ". ".
 
-    A list (list-typed, or parted by "|") reads as its entries with commas between.
-
     Raises:
         ConfigError: a field is no column of items.
     """
@@ -77,8 +75,16 @@ def item_texts(items: pd.DataFrame, settings: TextSettings) -> list[str]:
                 f"text.fields: found {name!r}; allowed: the columns of items, "
                 f"{', '.join(map(str, items.columns))}. Name one of them, or add the column."
             )
-    columns = [[_as_text(value) for value in items[name]] for name in settings.fields]
+    columns = [column_texts(items[name]) for name in settings.fields]
     return [". ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
+
+
+def column_texts(values: pd.Series[Any]) -> list[str]:
+    """Each value of a column as text; "" where there is none.
+
+    A list (list-typed, or parted by "|") reads as its entries with commas between.
+    """
+    return [_as_text(value) for value in values]
 
 
 def _as_text(value: Any) -> str:

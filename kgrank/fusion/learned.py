@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from kgrank.fusion.queries import Queries
 from kgrank.kg.building import GraphSettings
 from kgrank.kg.entities import entity_vectors
 from kgrank.loop import Loop, Sink, Trained
+from kgrank.processes import agreed, follow
 from kgrank.progress import Progress, silent
 from kgrank.settings import LearnSettings
 
@@ -34,6 +35,18 @@ WINDOW = 50  # events of a history in order of time
 JUDGED_CELLS = 20_000_000  # valid queries × items that an epoch is judged on
 JUDGED = 2_000  # valid queries, at most
 OVERSAMPLING, POWER_STEPS = 16, 3  # of the randomized decomposition
+
+
+class Start(NamedTuple):
+    """What the items' vectors begin with.
+
+    Attributes:
+        weights: (n_items × n_items) CSR, whose largest singular vectors their own parts are.
+        text: how far text vectors are heard beside them, 0 to 1.
+    """
+
+    weights: sp.csr_matrix
+    text: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +76,7 @@ class Learner:
     def learn(
         self,
         evidence: Evidence,
-        start: sp.csr_matrix | None,
+        start: Start | None,
         *,
         ordered: bool,
         queries: Queries,
@@ -74,9 +87,8 @@ class Learner:
         What comes back are the items' vectors, what events were weighed by, and how it went.
 
         Args:
-            evidence: train events and the items' words.
-            start: item–item weights whose largest singular vectors the items begin with; None in
-                a process that is joined to one which has them.
+            evidence: train events, and the items' words and text vectors.
+            start: what the items begin with; None in a process that is joined to one which has it.
             ordered: whether the order of a user's events says something.
             queries: valid queries, to stop early.
             epochs: train exactly so many instead; the training's name is "learned refit" then.
@@ -90,7 +102,10 @@ class Learner:
         words = evidence.features.words
         frequency = np.bincount(words.indices, minlength=words.shape[1])
         graph = GraphInput.of(
-            self.data, histories.by_kind(), words[:, np.flatnonzero(frequency > 1)].tocsr()
+            self.data,
+            histories.by_kind(),
+            words[:, np.flatnonzero(frequency > 1)].tocsr(),
+            _texts(evidence, start),
         )
         if graph.n_items != histories.n_items or self.graph.encoder == "none":
             raise ModelError(
@@ -99,7 +114,7 @@ class Learner:
             )
         torch.manual_seed(self.settings.seed)
         dim = min(self.graph.dim, histories.n_items)
-        vectors = None if start is None else leading(start, dim, self.settings.seed)
+        vectors = None if start is None else leading(start.weights, dim, self.settings.seed)
         encoder = graph_encoder(self.graph.encoder, graph, dim, self.graph.hops, vectors)
         window = WINDOW if ordered else UNORDERED
         module = NextItems(
@@ -161,6 +176,18 @@ def leading(
     return (left * scale).astype(np.float32), (right * scale).astype(np.float32)
 
 
+def _texts(evidence: Evidence, start: Start | None) -> torch.Tensor:
+    """The text vectors as far as they are heard, (n_items × n_numbers), as process 0 has them."""
+    vectors = evidence.features.vectors
+    heard = start is not None and start.text > 0 and vectors is not None
+    n_numbers = int(agreed(vectors.shape[1] if vectors is not None and heard else 0))
+    texts = torch.zeros(evidence.histories.n_items, n_numbers)
+    if start is not None and vectors is not None and heard:
+        texts = torch.from_numpy(vectors * np.float32(start.text))
+    follow(texts)
+    return texts
+
+
 def _identity(settings: GraphSettings, graph: GraphInput, histories: Histories) -> str:
     """What a checkpoint, and each of several processes, must have been trained on."""
     digest = sha256(repr(settings.as_dict()).encode())
@@ -168,6 +195,7 @@ def _identity(settings: GraphSettings, graph: GraphInput, histories: Histories) 
         digest.update(array.tobytes())
     for array in (graph.relations, graph.tails, graph.known.indices, graph.words.indices):
         digest.update(array.tobytes())
+    digest.update(graph.texts.numpy().tobytes())
     for kind in graph.data.edge_types:
         if "user" not in (kind[0], kind[2]):  # those are in the histories
             digest.update(repr(kind).encode())

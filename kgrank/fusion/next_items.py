@@ -150,10 +150,10 @@ class NextItemTask:
         self.inclusion = np.minimum(expected + 1e-3, 1.0)
         self._waiting: Tensor | None = None  # `module.shared` with its gradients since
 
-    def batches(self, epoch: int) -> Sequence[Rows]:
+    def batches(self, epoch: int) -> Epoch:
         """The moments of an epoch, MOMENTS a user at most, in random order."""
         self.module.encoder.draw(epoch)
-        return _Epoch(self, epoch)
+        return Epoch(self, epoch)
 
     @property
     def settled(self) -> bool:
@@ -286,7 +286,7 @@ def first_time(histories: Histories) -> npt.NDArray[np.bool_]:
     return new
 
 
-class _Epoch(Sequence[Rows]):
+class Epoch(Sequence[Rows]):
     """The batches of one epoch, each made when it is asked for."""
 
     def __init__(self, task: NextItemTask, epoch: int) -> None:

@@ -16,7 +16,7 @@ from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatu
 from kgrank.fusion.evidence import Evidence, ItemFeatures, item_side
 from kgrank.fusion.fusing import LEARNED, Fused, fuse
 from kgrank.fusion.history import Decay, Histories
-from kgrank.fusion.learned import Learner
+from kgrank.fusion.learned import Learner, Start
 from kgrank.fusion.model import FusedModel, Head
 from kgrank.fusion.queries import Queries, all_allowed, later_queries, new_only, user_queries
 from kgrank.fusion.selection import (
@@ -222,10 +222,12 @@ def _protocol(
     return "user" if 2 * early.sum() > len(rows) else "later"
 
 
-def _start(channels: Sequence[Channel], choices: Mapping[str, Choice]) -> sp.csr_matrix:
-    """The item–item weights of the channel that ranked better on valid."""
+def _start(channels: Sequence[Channel], choices: Mapping[str, Choice]) -> Start:
+    """The item–item weights that ranked better on valid, and what text vectors reach of that."""
     forms = {c.name: c.form.weights for c in channels if isinstance(c.form, ItemItem)}
-    return forms[max(("linear", "directed"), key=lambda name: choices[name].ndcg)]
+    best = max(("linear", "directed"), key=lambda name: choices[name].ndcg)
+    text = choices["embedding"].ndcg if "embedding" in choices else 0.0
+    return Start(forms[best], min(1.0, text / max(choices[best].ndcg, 1e-9)))
 
 
 def _choose(

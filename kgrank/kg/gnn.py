@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 EncoderName = Literal["light", "rgcn", "gatv2", "hgt"]
 
 INITIAL = 0.05  # standard deviation of new parameters
+PROJECTED = 0.25  # of those that project text vectors, which keep their angles so
 HOP = 0.1  # what a behaviour's neighbourhood weighs at the start
 WALKED_EDGES = 4_000_000  # behaviours beyond which each epoch walks a sample of them
 FANOUT = 30  # events a user and kind in such a sample
@@ -50,6 +51,8 @@ class GraphInput:
         nodes: (n_tails) int64, which node of `data` each tail is, counted type after type.
         behaviours: kind of event → (n_users × n_items) CSR, how often.
         words: (n_items × n_words) CSR float32, rows of length 1; no columns without text.
+        texts: (n_items × n_numbers) float32 text vectors, longer where they say more; no columns
+            without an encoder.
         data: the facts for PyTorch Geometric.
     """
 
@@ -59,6 +62,7 @@ class GraphInput:
     nodes: npt.NDArray[np.int64]
     behaviours: Mapping[str, sp.csr_matrix]
     words: sp.csr_matrix
+    texts: Tensor
     data: HeteroData
 
     @property
@@ -72,6 +76,7 @@ class GraphInput:
         data: HeteroData,
         behaviours: Mapping[str, sp.csr_matrix],
         words: sp.csr_matrix,
+        texts: Tensor | None = None,
     ) -> GraphInput:
         """What the graph says of its items, and what users did with them.
 
@@ -81,9 +86,11 @@ class GraphInput:
             data: `KnowledgeGraph.to_pyg()`; its items are the items.
             behaviours: kind of event → (n_users × n_items) CSR.
             words: (n_items × n_words) CSR.
+            texts: (n_items × n_numbers) float32; none if None.
         """
         starts, n_nodes = type_starts(data)
         n_items = int(data["item"].num_nodes)
+        texts = torch.zeros(n_items, 0) if texts is None else texts
         rows, relations, tails, weights = [], [], [], []
         for number, (head, relation, tail) in enumerate(data.edge_types):
             if "item" not in (head, tail) or "user" in (head, tail):
@@ -99,7 +106,7 @@ class GraphInput:
         if not rows:
             nothing = np.empty(0, np.int64)
             known = sp.csr_matrix((n_items, 0), dtype=np.float32)
-            return cls(known, nothing, nothing, nothing, behaviours, words, data)
+            return cls(known, nothing, nothing, nothing, behaviours, words, texts, data)
         of_fact = np.concatenate(relations) * n_nodes + np.concatenate(tails)
         facts, columns = np.unique(of_fact, return_inverse=True)
         entries = (np.concatenate(weights), (np.concatenate(rows), columns))
@@ -111,7 +118,7 @@ class GraphInput:
         _, relation_numbers = np.unique(facts // n_nodes, return_inverse=True)
         nodes, tails_of = np.unique(facts % n_nodes, return_inverse=True)
         known = known[:, said].tocsr()
-        return cls(known, relation_numbers, tails_of, nodes, behaviours, words, data)
+        return cls(known, relation_numbers, tails_of, nodes, behaviours, words, texts, data)
 
 
 def type_starts(data: HeteroData) -> tuple[dict[str, int], int]:
@@ -123,7 +130,7 @@ def type_starts(data: HeteroData) -> tuple[dict[str, int], int]:
 
 
 class GraphEncoder(nn.Module, ABC):
-    """Vectors of items: an own part, what the words say, and what the graph brings.
+    """Vectors of items: an own part, what the text says, and what the graph brings.
 
     An item that no user has met has no own part: what is known of it is its vector.
 
@@ -151,6 +158,9 @@ class GraphEncoder(nn.Module, ABC):
             self.source, self.target = (nn.Parameter(_sized(part)) for part in start)
         self.word = _table(graph.words.shape[1], dim)
         self._words = Adjacency.of(graph.words)
+        self.text = nn.Parameter(torch.randn(graph.texts.shape[1], dim) * PROJECTED)
+        self.texts: Tensor
+        self.register_buffer("texts", graph.texts, persistent=False)
 
     @abstractmethod
     def brought(self) -> Tensor:
@@ -161,11 +171,12 @@ class GraphEncoder(nn.Module, ABC):
         return self.target * self.met + self.said()
 
     def said(self) -> Tensor:
-        """What the words bring to each item, (n_items × dim)."""
-        return propagate(self.word, self._words)
+        """What words and text vectors bring to each item, (n_items × dim)."""
+        words = propagate(self.word, self._words)
+        return words + self.texts @ self.text if len(self.text) else words
 
     def shared(self) -> Tensor:
-        """What words and graph bring to each item, (n_items × dim)."""
+        """What text and graph bring to each item, (n_items × dim)."""
         return self.said() + self.brought()
 
     def forward(self, shared: Tensor | None = None) -> tuple[Tensor, Tensor]:

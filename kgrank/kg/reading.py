@@ -77,22 +77,29 @@ class RawTable:
     whole: bool = True
 
 
-def read_file(name: str, path: Path) -> tuple[RawTable | None, list[Fault]]:
+def read_file(
+    name: str, path: Path, also: Sequence[str] = ()
+) -> tuple[RawTable | None, list[Fault]]:
     """Read the file `path` of the table `name`.
 
     Rows that cannot be read are left out and reported, so that the rest can be checked too.
 
+    Args:
+        name: of the table.
+        path: of the file.
+        also: columns to read where they are there, besides those that the contract knows.
+
     Returns:
         The table, or None when nothing of it can be read; and every fault found on the way.
     """
-    wanted = None if name in WITH_ATTRIBUTES else tuple(COLUMNS[name])
+    wanted = None if name in WITH_ATTRIBUTES else (*COLUMNS[name], *also)
     try:
         if path.name.endswith(".parquet"):
             columns = _parquet(path, wanted)
         elif path.name.endswith((".csv", ".csv.gz")):
             columns = delimited(read_bytes(path), path.name, wanted=wanted)
         elif path.name.endswith((".jsonl", ".jsonl.gz")):
-            columns = _json_lines(read_bytes(path), path.name, name)
+            columns = _json_lines(read_bytes(path), path.name, name, wanted)
         else:
             raise DataError([_unknown_format(path)])
         return _raw_table(name, columns, path.name)
@@ -129,7 +136,7 @@ def _parquet(path: Path, wanted: Sequence[str] | None) -> Columns:
     return Columns(table, None, [], tuple(n for n in names if n not in taken))
 
 
-def _json_lines(data: bytes, file: str, name: str) -> Columns:
+def _json_lines(data: bytes, file: str, name: str, wanted: Sequence[str] | None) -> Columns:
     known = COLUMNS[name]
     lines = [line for line in data.splitlines() if line and not line.isspace()]
     if not lines:
@@ -152,7 +159,7 @@ def _json_lines(data: bytes, file: str, name: str) -> Columns:
         faults = [Fault(file, broken[0][0], None, broken[0][1], allowed, mend, len(broken))]
     if not rows:
         raise DataError(faults)
-    taken = [c for c in columns if name in WITH_ATTRIBUTES or c in known]
+    taken = [c for c in columns if wanted is None or c in wanted]
     arrays = {}
     for column in taken:
         values = columns[column]

@@ -50,7 +50,8 @@ class Tables:
     Attributes:
         events: one row an event in the order of time inside each user: `user_id`, `item_id`,
             `event` (str), `timestamp` (float64 seconds UTC) or `position` (int64) where the source
-            has them, `value` (float64, NaN where absent), `split` ("train", "valid" or "test").
+            has them, `value` (float64, NaN where absent), `split` ("train", "valid" or "test");
+            then what further columns were asked for.
         items: `item_id`, `title`, `description` (str, "" where absent), then attribute columns.
         users: `user_id`, then attribute columns; may be empty.
         triples: `head`, `relation`, `tail` (str), `weight` (float64, 1 where absent); may be empty.
@@ -159,7 +160,11 @@ class Tables:
             raise
 
 
-def read_tables(source: str | Path, settings: TablesSettings | None = None) -> Tables:
+def read_tables(
+    source: str | Path,
+    settings: TablesSettings | None = None,
+    event_columns: Sequence[str] = (),
+) -> Tables:
     """Read, check and order the tables of a shop.
 
     Args:
@@ -167,15 +172,17 @@ def read_tables(source: str | Path, settings: TablesSettings | None = None) -> T
             `.csv.gz`, `.jsonl` or `.jsonl.gz`; `items`, `users`, `triples`, `entities` and
             `queries` likewise), or a kgrank.toml. A folder with a kgrank.toml is read through it.
         settings: the `[tables]` section where it is known already; None reads it from the toml.
+        event_columns: further columns of events to keep where they are there, such as a review;
+            others are ignored.
 
     Raises:
         DataError: something is wrong with the tables; `faults` lists everything.
         ConfigError: the toml cannot be read, or its `[tables]` section names an unknown table.
     """
-    frames, faults = _load(Path(source), settings)
+    frames, faults = _load(Path(source), settings, event_columns)
     if faults:
         raise DataError(faults)
-    return checked_tables(frames, Path(source))
+    return checked_tables(frames, Path(source), event_columns)
 
 
 def validate(source: str | Path, settings: TablesSettings | None = None) -> list[Fault]:
@@ -187,9 +194,13 @@ def validate(source: str | Path, settings: TablesSettings | None = None) -> list
     return _load(Path(source), settings)[1]
 
 
-def checked_tables(frames: Mapping[str, pd.DataFrame], source: Path | None = None) -> Tables:
+def checked_tables(
+    frames: Mapping[str, pd.DataFrame],
+    source: Path | None = None,
+    event_columns: Sequence[str] = (),
+) -> Tables:
     """The frames that `kgrank.kg.validation.check` found sound, completed and in order."""
-    events = _events(frames["events"])
+    events = _events(frames["events"], event_columns)
     if "items" in frames:
         items = _filled(frames["items"], "items", title="", description="")
     else:
@@ -235,7 +246,7 @@ def _attributes(frame: pd.DataFrame, name: str) -> list[str]:
     return [str(column) for column in frame if column not in COLUMNS[name]]
 
 
-def _events(frame: pd.DataFrame) -> pd.DataFrame:
+def _events(frame: pd.DataFrame, also: Sequence[str]) -> pd.DataFrame:
     """Events in the order of time (else of position); ties stay in the order of the file."""
     if "event" in frame:
         event = frame["event"].where(frame["event"] != "", "interaction")
@@ -252,7 +263,8 @@ def _events(frame: pd.DataFrame) -> pd.DataFrame:
     if len(keys) > 1 or not frame[keys[0]].is_monotonic_increasing:
         order = np.lexsort([frame[key].to_numpy() for key in reversed(keys)])
         frame = frame.iloc[order]
-    return frame[[c for c in COLUMNS["events"] if c in frame]].reset_index(drop=True)
+    wanted = dict.fromkeys([*COLUMNS["events"], *also])
+    return frame[[c for c in wanted if c in frame]].reset_index(drop=True)
 
 
 def _all_numbers(values: pd.Series[Any]) -> bool:
@@ -272,13 +284,13 @@ def _shuffled(
 
 
 def _load(
-    source: Path, settings: TablesSettings | None
+    source: Path, settings: TablesSettings | None, event_columns: Sequence[str] = ()
 ) -> tuple[dict[str, pd.DataFrame], list[Fault]]:
     """The typed frames of `source`, and every fault found."""
     paths, faults = _locate(source, settings)
     raw: dict[str, RawTable] = {}
     for name, path in paths.items():
-        table, found = read_file(name, path)
+        table, found = read_file(name, path, event_columns if name == "events" else ())
         faults += found
         if table is not None:
             raw[name] = table

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kgrank.errors import DataError, Fault, KgrankError
+from kgrank.errors import DataError, Fault
+from kgrank.serving.options import (
+    BundlePath,
+    Folder,
+    Json,
+    Resume,
+    Sets,
+    SourcePath,
+    Track,
+    faults_told,
+)
 from kgrank.serving.printing import (
     explanation_page,
     print_bundle,
-    print_error,
     print_evaluation,
     print_explanation,
     print_json,
@@ -30,6 +38,7 @@ from kgrank.serving.printing import (
     print_table,
     progress_on_stderr,
 )
+from kgrank.serving.text_cli import app as text_app
 
 if TYPE_CHECKING:
     from kgrank.serving.recommender import Recommender
@@ -41,17 +50,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-SourcePath = Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="A folder of tables, or a kgrank.toml.")
-]
-BundlePath = Annotated[
-    Path,
-    typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a models folder (its current)."),
-]
 User = Annotated[str, typer.Option("--user", help="A user id, to the letter.")]
 Item = Annotated[str, typer.Option("--item", help="An item id, to the letter.")]
-Folder = typer.Option(file_okay=False, help="The folder to write into.")
 Repeats = Literal["exclude", "allow", "only"]
 RepeatsOption = Annotated[
     Repeats, typer.Option(help="May a list hold what the user has met? Only that?")
@@ -82,24 +82,6 @@ def _root(
     """Knowledge-graph-augmented recommendations for shops: tables in, rankings and reasons out."""
 
 
-@contextmanager
-def _faults_told(as_json: bool) -> Iterator[None]:
-    """Turn what may go wrong into words and an exit status; anything else is a bug, and shows."""
-    try:
-        yield
-    except KgrankError as error:
-        print_error(error, as_json)
-        raise typer.Exit(1) from None
-    except OSError as error:
-        if error.filename is None:  # no file's fault; a closed pipe is left to typer
-            raise
-        print_error(error, as_json)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        print("Interrupted. Nothing is half-written.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
 @app.command()
 def demo(
     shop: Annotated[Literal["sample", "completejourney"], typer.Option(help="Which shop.")] = (
@@ -109,7 +91,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show the whole story on a bundled shop, with a report page."""
-    with _faults_told(as_json), progress_on_stderr() as progress:
+    with faults_told(as_json), progress_on_stderr() as progress:
         from kgrank.serving.demo import run_demo
 
         report = run_demo(shop, out, progress)
@@ -124,7 +106,7 @@ def validate(source: SourcePath, as_json: Json = False) -> None:
     """Report every fault of the tables: where it is, what was found, what is allowed."""
     faults: tuple[Fault, ...] = ()
     rows: dict[str, int] = {}
-    with _faults_told(as_json):
+    with faults_told(as_json):
         from kgrank.config import read_config
         from kgrank.kg.tables import read_tables
 
@@ -157,7 +139,7 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Write a published data set or format as the tables that kgrank reads."""
-    with _faults_told(as_json):
+    with faults_told(as_json):
         from pyarrow.parquet import read_metadata
 
         from kgrank.kg.importers import FORMATS, import_tables
@@ -178,24 +160,12 @@ def import_(
 def train(
     source: SourcePath,
     out: Annotated[Path, Folder] = Path("models"),
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="A setting; may be repeated."),
-    ] = None,
+    sets: Sets = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where the learned channel is trained.")
     ] = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint of a training cut short.")
-    ] = False,
-    track: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="WORD",
-            help="Where figures of the training go: tensorboard:DIR, mlflow[:URI] or "
-            "wandb[:PROJECT]; may be repeated.",
-        ),
-    ] = None,
+    resume: Resume = False,
+    track: Track = None,
     as_json: Json = False,
 ) -> None:
     """Fit a bundle on the train and valid rows, and make it the current one of a models folder.
@@ -208,7 +178,7 @@ def train(
         raise typer.BadParameter(f"{out} is a bundle; name a models folder.", param_hint=hint)
     from kgrank.processes import leads
 
-    with _faults_told(as_json and leads()):
+    with faults_told(as_json and leads()):
         from kgrank.config import read_config
         from kgrank.kg.tables import read_tables
         from kgrank.serving.training import assist
@@ -263,7 +233,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure the lists on rows that the bundle has not seen, beside popularity and EASE."""
-    with _faults_told(as_json), progress_on_stderr() as progress:
+    with faults_told(as_json), progress_on_stderr() as progress:
         from kgrank.serving.bundle import Bundle
         from kgrank.serving.evaluating import evaluate_bundle
 
@@ -305,7 +275,7 @@ def rank(
     as_json: Json = False,
 ) -> None:
     """Write the lists of many users as Parquet parts and a manifest."""
-    with _faults_told(as_json), progress_on_stderr() as progress:
+    with faults_told(as_json), progress_on_stderr() as progress:
         from kgrank.serving.ranking import rank_users, read_user_ids
 
         user_ids = None if users is None else read_user_ids(users)
@@ -346,7 +316,7 @@ def vectors(
     if users is not None and all_users:
         message = "--users and --all-users exclude each other; leave one out."
         raise typer.BadParameter(message, param_hint="--users")
-    with _faults_told(as_json):
+    with faults_told(as_json):
         from kgrank.serving.ranking import read_user_ids
 
         recommender = _recommender(bundle)
@@ -384,7 +354,7 @@ def explain(
         message = f"--json prints JSON, --format {format} does not; choose one of them."
         raise typer.BadParameter(message, param_hint="--format")
     as_json = as_json or format == "json"
-    with _faults_told(as_json):
+    with faults_told(as_json):
         recommender = _recommender(bundle)
         why = recommender.explain(user, item, max_paths=paths, language=language)
         names = recommender.bundle.names
@@ -408,7 +378,7 @@ def similar(
     as_json: Json = False,
 ) -> None:
     """List the products that a history of one product alone speaks for."""
-    with _faults_told(as_json):
+    with faults_told(as_json):
         recommender = _recommender(bundle)
         table = recommender.similar_items([item], n)
         names = recommender.bundle.names
@@ -427,13 +397,16 @@ def similar(
 @app.command()
 def profile(bundle: BundlePath, user: User, as_json: Json = False) -> None:
     """Show what the engine knows of a user."""
-    with _faults_told(as_json):
+    with faults_told(as_json):
         recommender = _recommender(bundle)
         known = recommender.profile(user)
     if as_json:
         print_json(asdict(known))
     else:
         print_profile(known, recommender.bundle.names)
+
+
+app.add_typer(text_app)
 
 
 def _recommender(bundle: Path) -> Recommender:

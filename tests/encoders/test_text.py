@@ -2,6 +2,8 @@ import json
 import logging
 import shutil
 import socket
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,18 @@ def test_loading_touches_no_network_prints_nothing_and_restores_logging(
         transformers_logging.set_verbosity_warning()
     assert transformers_logging.is_progress_bar_enabled()
     assert capfd.readouterr() == ("", "")
+
+
+def test_settings_find_an_encoder_without_loading_it(tiny_folder: Path) -> None:
+    """Whose vectors are all in the cache needs no model, and not even transformers."""
+    code = (
+        "import sys; from kgrank.encoders.text import TextEncoder, TextSettings; "
+        f"encoder = TextEncoder.from_settings(TextSettings(model={str(tiny_folder)!r})); "
+        "print(encoder.dim, encoder.max_tokens, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = TextEncoder.load(tiny_folder)
+    assert done.stdout.split() == [str(loaded.dim), str(loaded.max_tokens), "False"]
 
 
 def test_the_fingerprint_is_that_of_the_content(tiny: TextEncoder, copied: Path) -> None:

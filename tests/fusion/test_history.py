@@ -52,6 +52,18 @@ def test_span_halves_after_so_many_events() -> None:
     assert row(Decay(span=1.0)) == pytest.approx([0.0, 1.25, 0.5, 0.0])
 
 
+def test_ages_are_weighed_by_a_table() -> None:
+    """Ages 2, 1, 0: beyond the table's end nothing counts."""
+    assert row(Decay(ages=(3.0, 0.5))) == pytest.approx([0.0, 3.0, 0.5, 0.0])
+
+
+def test_gaps_are_powers_of_two_of_a_second_before_the_newest_event() -> None:
+    """0, 3 and 1000 seconds before the newest: gaps 0, 2 and 9, beyond the table its last."""
+    decay = Decay(gaps=(1.0, 5.0, 0.5, 0.25))
+    assert row(decay, [0.0, 0.0, 997.0, 1000.0]) == pytest.approx([0.0, 1.25, 0.5, 0.0])
+    assert row(decay) == pytest.approx([0.0, 2.0, 1.0, 0.0])  # without times all are the newest
+
+
 def test_half_life_counts_days_back_from_the_newest_event() -> None:
     """20, 10 and 0 days old at a half-life of 10 days: 1/4, 1/2, 1."""
     times = [0.0, 0.0, 10 * DAY, 20 * DAY]

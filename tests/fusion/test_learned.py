@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 
 from kgrank.fusion import next_items
 from kgrank.fusion.channels import DenseFeatures
-from kgrank.fusion.evidence import Evidence, numbered
-from kgrank.fusion.history import Histories
-from kgrank.fusion.learned import Learner, NextItems, NextItemTask, leading
+from kgrank.fusion.evidence import Evidence, ItemFeatures, numbered
+from kgrank.fusion.history import Histories, Spans
+from kgrank.fusion.learned import Learner, Start, leading
+from kgrank.fusion.next_items import NextItems, NextItemTask
 from kgrank.fusion.queries import Queries
 from kgrank.fusion.settings import FitSettings
 from kgrank.fusion.training import valid_queries
@@ -36,13 +38,21 @@ def world(events: pd.DataFrame) -> tuple[Histories, Queries, KnowledgeGraph]:
     return histories.where(splits == 0), queries, KnowledgeGraph.from_tables(tables)
 
 
-def task_of(histories: Histories, queries: Queries, graph: KnowledgeGraph) -> NextItemTask:
+def task_of(
+    histories: Histories,
+    queries: Queries,
+    graph: KnowledgeGraph,
+    *,
+    hops: int = 0,
+    timed: bool = False,
+    batch: int = 64,
+) -> NextItemTask:
     words = sp.csr_matrix((histories.n_items, 0), dtype=np.float32)
     known = GraphInput.of(graph.to_pyg(), histories.by_kind(), words)
     torch.manual_seed(0)
-    module = NextItems(graph_encoder("light", known, 8, 0), 50, 1, timed=False, power=0.5)
+    module = NextItems(graph_encoder("light", known, 8, hops), 50, 1, timed=timed, power=0.5)
     return NextItemTask(
-        module, histories, ordered=True, judged=queries, batch=64, seed=0, device="cpu"
+        module, histories, ordered=True, judged=queries, batch=batch, seed=0, device="cpu"
     )
 
 
@@ -55,7 +65,7 @@ def test_order_is_learned(step_events: pd.DataFrame) -> None:
     )
     start = sp.identity(histories.n_items, np.float32, format="csr")
     form, _, trained = learner.learn(
-        Evidence.of_events(histories), start, ordered=True, queries=queries
+        Evidence.of_events(histories), Start(start, 0.0), ordered=True, queries=queries
     )
     scores = form.scores(sp.identity(histories.n_items, np.float32, format="csr"))
     numbers = {int(i[1:]): n for n, i in enumerate(graph.items.ids())}
@@ -64,12 +74,35 @@ def test_order_is_learned(step_events: pd.DataFrame) -> None:
     assert max(trained.valid) > 0.8
 
 
+def test_text_vectors_are_heard_as_far_as_they_are_told(even_events: pd.DataFrame) -> None:
+    """Items that no event tells apart are apart where their text vectors are."""
+    histories, queries, graph = world(even_events)
+    n_items = histories.n_items
+    texts = np.eye(2, dtype=np.float32)[np.arange(n_items) % 2]
+    nothing = sp.csr_matrix((n_items, 1), dtype=np.float32)
+    evidence = Evidence(histories, ItemFeatures(nothing, nothing, texts))
+    weights = sp.identity(n_items, np.float32, format="csr")
+    learn = LearnSettings(epochs=1, rate=1e-6)
+
+    def cosine(text: float) -> float:
+        """Between items 0 and 2, whose text is the same, less that between 0 and 1."""
+        learner = Learner(graph.to_pyg(), GraphSettings(dim=20, hops=0), learn)
+        form, _, _ = learner.learn(
+            evidence, Start(weights, text), ordered=True, queries=queries, epochs=1
+        )
+        alike = form.values @ form.values.T
+        return float(alike[0, 2] - alike[0, 1])
+
+    assert cosine(0.0) == pytest.approx(0.0, abs=1e-3)
+    assert 0.0 < cosine(0.2) < cosine(1.0)
+
+
 def test_a_checkpoint_of_other_facts_is_not_taken(
     even_events: pd.DataFrame, tmp_path: Path
 ) -> None:
     """Cut short after its first epoch, a training goes on only with the brands it began with."""
     histories, queries, _ = world(even_events)
-    start = sp.identity(histories.n_items, np.float32, format="csr")
+    start = Start(sp.identity(histories.n_items, np.float32, format="csr"), 0.0)
 
     def first_step(brands: str, *, resume: bool) -> int:
         """The first step that is reported."""
@@ -139,6 +172,57 @@ def test_chunks_change_neither_loss_nor_gradients(
     for whole, chunked in zip(found[0][1], found[1][1], strict=True):
         if whole is not None and chunked is not None:
             assert torch.allclose(whole, chunked, atol=1e-5)
+
+
+def test_one_walk_over_the_graph_serves_several_batches(even_events: pd.DataFrame) -> None:
+    """What a batch without a walk says of the graph reaches its parameters at the next walk."""
+    task = task_of(*world(even_events), hops=1)
+    batch = task.batches(0)[0]
+    walking, waiting = replace(batch, walks=True), replace(batch, walks=False)
+    task.loss(walking, slice(None)).backward()
+    once = {
+        name: p.grad.clone() for name, p in task.module.named_parameters() if p.grad is not None
+    }
+    task.module.zero_grad()
+    task.loss(waiting, slice(None)).backward()
+    assert not task.settled
+    own = {name for name, p in task.module.named_parameters() if p.grad is not None}
+    assert own < set(once)  # the graph's parameters wait
+    task.loss(walking, slice(None)).backward()
+    assert task.settled
+    for name, parameter in task.module.named_parameters():
+        if name in once:
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=1e-4, atol=1e-6)
+
+
+def test_batches_grow_where_an_epoch_would_have_too_many(
+    even_events: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = task_of(*world(even_events), batch=8).batches(0)
+    monkeypatch.setattr(next_items, "MOST_STEPS", 5)
+    fewer = task_of(*world(even_events), batch=8).batches(0)
+    assert len(few) > len(fewer) == 5
+    assert sum(len(batch.history) for batch in few) == sum(len(batch.history) for batch in fewer)
+    assert max(len(batch.history) for batch in few) <= 9
+
+
+def test_what_events_weigh_is_learned_and_told(even_events: pd.DataFrame) -> None:
+    """The weights of a batch's events are those of the decay that comes with the channel."""
+    histories, queries, graph = world(even_events)
+    task = task_of(histories, queries, graph, timed=True)
+    with torch.no_grad():
+        task.module.gap[:] = torch.linspace(0, -2, len(task.module.gap))
+        task.module.kind[:] = 0.3
+    epoch = task.batches(0)
+    batch, moments = epoch[0], epoch.moments[0]
+    found = task.module.event_weights(batch, np.arange(len(moments))).detach().numpy()
+    spans = Spans(task.first[moments], moments)
+    _, weights = histories.event_weights(spans, task.module.decay(histories))
+    newest_first = [part[::-1] for part in np.split(weights, np.cumsum(spans.last - spans.first))]
+    assert len(set(np.round(found[batch.weights], 4))) == 3  # of the last three events
+    assert found[batch.weights] == pytest.approx(np.concatenate(newest_first), rel=1e-5)
+    assert not found[~batch.weights].any()
 
 
 def test_shares_of_a_batch_add_up(even_events: pd.DataFrame) -> None:

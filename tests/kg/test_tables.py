@@ -416,3 +416,21 @@ class TestOtherGraphs:
         one, same, other = (shop.with_shuffled_graph(seed).triples["tail"] for seed in (1, 1, 2))
         assert one.tolist() == same.tolist()
         assert one.tolist() != other.tolist()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+def test_a_further_column_of_events_is_kept_where_it_is_asked_for(tmp_path, suffix):
+    events = pd.DataFrame(
+        {
+            "user_id": ["a", "a", "b"],
+            "item_id": ["x", "y", "x"],
+            "timestamp": [3, 1, 2],
+            "review": ["good, |so|", "", "坏"],
+            "mood": ["1", "2", "3"],
+        }
+    )
+    write(tmp_path, **{f"events_{suffix}": in_format(suffix, events)})
+    assert not {"review", "mood"} & set(read_tables(tmp_path).events.columns)
+    read = read_tables(tmp_path, event_columns=("review", "no such column")).events
+    assert read["review"].tolist() == ["", "坏", "good, |so|"]  # in the order of time, as the rest
+    assert list(read.columns[-2:]) == ["value", "review"]

@@ -19,7 +19,7 @@ from kgrank.errors import ConfigError, DataError, ModelError, UnknownIdError
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem
 from kgrank.fusion.evidence import Evidence
 from kgrank.fusion.history import Decay
-from kgrank.fusion.learned import Learner
+from kgrank.fusion.learned import Learner, Start
 from kgrank.fusion.model import FusedModel, Head, Repeats
 from kgrank.fusion.training import valid_queries
 from kgrank.fusion.weights import FusionWeights
@@ -38,28 +38,38 @@ Floats = npt.NDArray[np.float64]
 
 
 @pytest.fixture(scope="session")
+def sparse_bundle(shop_bundle: Bundle) -> Bundle:
+    """The sample shop without any dense channel."""
+    model = shop_bundle.model
+    kept = [n for n, c in enumerate(model.channels) if not isinstance(c.form, DenseFeatures)]
+    channels = tuple(model.channels[n] for n in kept)
+    heads = {head: weights.of_channels(kept) for head, weights in model.heads.items()}
+    return replace(shop_bundle, model=FusedModel(channels, model.side, heads))
+
+
+@pytest.fixture(scope="session")
 def dense_bundle(
-    shop_tables: Tables, shop_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+    shop_tables: Tables, sparse_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
-    """The sample shop with two dense channels more, `embedding` and `learned`, all of them weighed.
+    """That shop with two dense channels more, `embedding` and `learned`, all of them weighed.
 
     The learned one is trained for an epoch, in 16 dimensions.
     """
-    config = shop_bundle.config
+    config = sparse_bundle.config
     prepared = prepare(shop_tables, config, tmp_path_factory.mktemp("cache"))
-    [start] = [c.form for c in shop_bundle.model.channels if c.name == "linear"]
+    [start] = [c.form for c in sparse_bundle.model.channels if c.name == "linear"]
     assert isinstance(start, ItemItem)
     learner = Learner(prepared.graph.to_pyg(), GraphSettings(dim=16), LearnSettings(epochs=1))
     learned, _, _ = learner.learn(
         Evidence(prepared.histories.where(prepared.splits == 0), prepared.features),
-        start.weights,
+        Start(start.weights, 0.5),
         ordered=True,
         queries=valid_queries(prepared.histories, prepared.splits, config.fit),
         epochs=1,
     )
-    text = torch.from_numpy(np.random.default_rng(0).normal(size=(len(shop_bundle.items), 4)))
+    text = torch.from_numpy(np.random.default_rng(0).normal(size=(len(sparse_bundle.items), 4)))
     channels = (
-        *shop_bundle.model.channels,
+        *sparse_bundle.model.channels,
         Channel("embedding", Decay(span=3.0, kinds={"view": 0.5}), DenseFeatures(text.float())),
         Channel("learned", Decay(power=0.7), learned),
     )
@@ -72,8 +82,8 @@ def dense_bundle(
         cold_bias=0.25,
     )
     other = replace(weights, weight=weights.weight[::-1].copy(), trend=0.3)
-    model = FusedModel(channels, shop_bundle.model.side, {"new": weights, "all": other})
-    return replace(shop_bundle, model=model)
+    model = FusedModel(channels, sparse_bundle.model.side, {"new": weights, "all": other})
+    return replace(sparse_bundle, model=model)
 
 
 @pytest.fixture(scope="session")
@@ -368,10 +378,10 @@ def test_a_channel_that_weighs_in_other_lists_has_its_groups_alone(
 
 
 def test_a_model_without_dense_channels_has_no_vectors(
-    recommender: Recommender, tmp_path: Path
+    sparse_bundle: Bundle, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match="found no dense channel, only linear, directed, gra"):
-        recommender.write_vectors(tmp_path / "store")
+        Recommender(sparse_bundle, "cpu").write_vectors(tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
@@ -410,9 +420,10 @@ def test_the_command_writes_what_the_loaded_bundle_has(
     assert (before[:, :-1] != after[:, :-1]).all()
 
 
-def test_wrong_usage_of_the_command(shop_models: Path, tmp_path: Path) -> None:
+def test_wrong_usage_of_the_command(sparse_bundle: Bundle, tmp_path: Path) -> None:
+    sparse_bundle.save(tmp_path / "models")
     (tmp_path / "users.txt").write_text("0005\n")
-    words = ["vectors", str(shop_models), "--out", str(tmp_path / "store")]
+    words = ["vectors", str(tmp_path / "models"), "--out", str(tmp_path / "store")]
     both = [*words, "--users", str(tmp_path / "users.txt"), "--all-users"]
     assert CliRunner().invoke(app, both).exit_code == 2
     refused = CliRunner().invoke(app, words)

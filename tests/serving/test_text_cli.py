@@ -1,0 +1,78 @@
+"""The verbs of the text encoder: an encoder of a shop's own text, from tables to a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from kgrank.encoders import pretraining
+from kgrank.encoders.text import TextEncoder
+from kgrank.serving.cli import app
+
+SMALL = ("--set", "pretrain.width=64", "--set", "pretrain.layers=1", "--set", "pretrain.batch=4")
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_an_encoder_is_made_of_a_shops_titles(tiny_shop: Path, tmp_path: Path) -> None:
+    out, runs = tmp_path / "encoder", tmp_path / "runs"
+    words = ("pretrain", tiny_shop, "--out", out, "--from", "scratch", "--epochs", 2, *SMALL)
+    result = run(*words, "--track", f"tensorboard:{runs}", "--json")
+    assert result.exit_code == 0, result.output
+    told: dict[str, Any] = json.loads(result.stdout)
+    assert told["folder"] == str(out)
+    assert (told["texts"] + told["held_out"], len(told["perplexity"])) == (12, 3)
+    assert list(runs.glob("*/events.*"))
+    assert TextEncoder.load(out, device="cpu").dim == 64
+    again = run(*words)
+    assert again.exit_code == 1
+    assert f"{out}: found something there already" in again.stderr
+    shown = run("pretrain", tiny_shop, "--out", tmp_path / "b", "--from", out, *SMALL)
+    assert shown.exit_code == 0
+    assert f"kgrank train {tiny_shop} --set text.model={tmp_path / 'b'}" in shown.stdout
+    assert "perplexity" in shown.stdout
+
+
+def test_reviews_are_read_where_they_are_named_but_not_those_of_test(
+    tiny_shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    events = pd.read_csv(tiny_shop / "events.csv")
+    events["review"] = "of " + events["split"] + " " + events.index.astype(str)
+    events.iloc[::-1].to_json(shop / "events.jsonl", orient="records", lines=True)
+    taken: list[str] = []
+
+    def take(texts: list[str], *rest: object, **options: object) -> None:
+        taken.extend(texts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretraining, "pretrain", take)
+    named = ("--set", 'pretrain.fields=["title"]', "--set", 'pretrain.event_fields=["review"]')
+    assert run("pretrain", shop, "--out", tmp_path / "out", *named).exit_code == 130
+    seen = events.loc[events["split"] != "test", "review"]
+    assert sorted(filter(None, taken)) == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (("--from", "nowhere"), 1, "no text encoder at nowhere"),
+        (("--set", 'pretrain.fields=["name"]'), 1, "pretrain.fields: found 'name'"),
+        (("--set", 'pretrain.event_fields=["review"]'), 1, "pretrain.event_fields: found 'review'"),
+        (("--set", "pretrain.mask=0.2"), 1, "Is 'masked' meant?"),
+        (("--epochs", "0"), 2, "--epochs"),
+    ],
+)
+def test_what_is_wrong_is_told_once(
+    words: tuple[str, ...], status: int, message: str, tiny_shop: Path, tmp_path: Path
+) -> None:
+    result = run("pretrain", tiny_shop, "--out", tmp_path / "out", *words)
+    assert result.exit_code == status
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
