@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import torch
 
 from kgrank.fusion.channels import Channel, ItemItem, SparseFeatures, sizes
-from kgrank.fusion.fusing import Fused, fuse, scaled_scores
+from kgrank.fusion.fusing import WITHOUT, Fused, _best, fuse, scaled_scores
 from kgrank.fusion.history import Decay, Histories
 from kgrank.fusion.metrics import list_metrics
 from kgrank.fusion.model import FusedModel, exclude, top_n
@@ -92,6 +92,18 @@ def test_never_below_the_best_single_channel_on_cross_fitted_users(fused: Fused)
     singles = [fused.ndcg[name] for name in NAMES]
     assert fused.ndcg[fused.method] == max(fused.ndcg.values()) >= max(singles)
     assert fused.ndcg["noise"] < max(singles) / 2
+
+
+def test_a_single_channel_must_be_clearly_better_than_a_mixture() -> None:
+    """By more than a standard error: .01 / 10 for 100 queries that differ by 0 or .02."""
+    spread = np.tile([0.0, 0.02], 50)
+    mixture = np.full(100, 0.3)
+    for ahead, taken in ((-0.0095, "bagged"), (-0.0085, "one")):  # means of +.0005 and +.0015
+        found = {"one": mixture + spread + ahead, "two": mixture - 0.1, "bagged": mixture}
+        assert _best(found, ["one", "two"]) == taken
+    alike = {"one": mixture - 0.1, "bagged": mixture, WITHOUT: mixture - 0.0005 + spread - 0.01}
+    assert _best(alike, ["one"]) == WITHOUT
+    assert _best({**alike, WITHOUT: mixture - 0.05 + spread}, ["one"]) == "bagged"
 
 
 def test_a_single_channel_is_judged_by_full_ranking(world: World, fused: Fused) -> None:
