@@ -28,8 +28,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from kgrank.encoders.folders import Progress
 from kgrank.encoders.text import TextEncoder
+from kgrank.progress import Count
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class EncodeReport:
 
 
 Rows = npt.NDArray[np.integer]
-Embed = Callable[[Rows, Progress | None], tuple[np.ndarray, np.ndarray, np.ndarray]]
+Embed = Callable[[Rows, Count | None], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Rows to vectors (n, dim) float32, which were cut (n,) bool, and which could be read (n,) bool."""
 
 
@@ -62,11 +62,11 @@ class VectorCache:
 
     Attributes:
         folder: made when first written to.
-        part_texts: how many texts go into a part, and so how many an interruption may cost.
+        part_rows: how many vectors go into a part, and so how many an interruption may cost.
     """
 
     folder: Path
-    part_texts: int = 2_000
+    part_rows: int = 2_000
 
     def complete(
         self,
@@ -74,7 +74,7 @@ class VectorCache:
         keys: Sequence[bytes],
         dim: int,
         embed: Embed,
-        progress: Progress | None = None,
+        progress: Count | None = None,
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """Vectors for all keys: what the cache holds, and the rest as `embed` gives it.
 
@@ -97,8 +97,8 @@ class VectorCache:
         vectors, cut, found = self.read(fingerprint, keys, dim)
         missing = np.flatnonzero(~found)
         n_read = 0
-        for start in range(0, len(missing), self.part_texts):
-            rows = missing[start : start + self.part_texts]
+        for start in range(0, len(missing), self.part_rows):
+            rows = missing[start : start + self.part_rows]
             part, cut[rows], whole = embed(rows, _continued(progress, start, len(missing)))
             vectors[rows] = part
             rows = rows[whole]
@@ -175,7 +175,7 @@ def encode_cached(
     encoder: TextEncoder,
     texts: Sequence[str],
     cache: VectorCache,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> tuple[np.ndarray, EncodeReport]:
     """Vectors of texts as `TextEncoder.encode` gives them, encoding only what the cache lacks.
 
@@ -197,7 +197,7 @@ def encode_cached(
     distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
     keys = [sha256(text.encode("utf-8", "surrogatepass")).digest() for text in distinct]
 
-    def embed(rows: Rows, progress: Progress | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def embed(rows: Rows, progress: Count | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found, cut = encoder.embed([distinct[row] for row in rows], progress=progress)
         return found, cut, np.ones(len(rows), dtype=bool)
 
@@ -214,7 +214,7 @@ def encode_cached(
     return result, report
 
 
-def _continued(progress: Progress | None, before: int, total: int) -> Progress | None:
+def _continued(progress: Count | None, before: int, total: int) -> Count | None:
     """The progress of one part as progress of the whole."""
     if progress is None:
         return None

@@ -6,7 +6,7 @@ What the encoders of text and of pictures share.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from importlib import import_module
@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kgrank.errors import ModelError
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) as work goes on."""
 
 FETCH = "Nothing is downloaded: fetch a model first, as with `hf download NAME --local-dir FOLDER`."
 

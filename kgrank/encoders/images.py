@@ -26,13 +26,13 @@ from kgrank.devices import choose_device
 from kgrank.encoders.cache import Rows, VectorCache
 from kgrank.encoders.folders import (
     FETCH,
-    Progress,
     check_weights,
     fingerprint_of,
     load_transformer,
 )
 from kgrank.encoders.pictures import Kind, Unread, check_pillow, decode, find_picture, read_bytes
 from kgrank.errors import ConfigError, ModelError
+from kgrank.progress import Count
 from kgrank.settings import Section
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class ImageEncoder:
         folder: Path,
         *,
         cache: VectorCache | None = None,
-        progress: Progress | None = None,
+        progress: Count | None = None,
     ) -> tuple[np.ndarray, ImageReport]:
         """Vectors of length 1, one per picture; the zero vector where none can be read.
 
@@ -243,7 +243,7 @@ class ImageEncoder:
             unread: dict[bytes, Unread] = {}
 
             def embed(
-                rows: Rows, progress: Progress | None
+                rows: Rows, progress: Count | None
             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 asked = [(name_of[there[row]], there[row]) for row in rows]
                 vectors, moves, faults = self._embed(pool, folder, asked, progress)
@@ -285,7 +285,7 @@ class ImageEncoder:
         pool: Executor,
         folder: Path,
         asked: Sequence[tuple[str, bytes]],
-        progress: Progress | None,
+        progress: Count | None,
     ) -> tuple[np.ndarray, np.ndarray, dict[bytes, Unread]]:
         """Vectors (n, dim) of files with their keys, which move (n,) bool, and what is not read."""
         vectors = np.zeros((len(asked), self.dim), np.float32)

@@ -21,7 +21,6 @@ from pydantic import BeforeValidator, Field
 from kgrank.devices import choose_device
 from kgrank.encoders.folders import (
     FETCH,
-    Progress,
     check_weights,
     fingerprint_of,
     load_transformer,
@@ -29,6 +28,7 @@ from kgrank.encoders.folders import (
     read_json,
 )
 from kgrank.errors import ConfigError, ModelError
+from kgrank.progress import Count
 from kgrank.settings import Section
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class TextEncoder:
         texts: Sequence[str],
         *,
         batch_tokens: int | None = None,
-        progress: Progress | None = None,
+        progress: Count | None = None,
     ) -> np.ndarray:
         """Vectors of length 1, one per text; the zero vector for a text that says nothing.
 
@@ -205,7 +205,7 @@ class TextEncoder:
         texts: Sequence[str],
         *,
         batch_tokens: int | None = None,
-        progress: Progress | None = None,
+        progress: Count | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Vectors, and which texts were longer than the model reads.
 

@@ -318,13 +318,13 @@ def vectors(
         raise typer.BadParameter(message, param_hint="--users")
     with faults_told(as_json):
         from kgrank.serving.ranking import read_user_ids
+        from kgrank.serving.recommender import head_of
 
         recommender = _recommender(bundle)
         named = None if users is None else read_user_ids(users)
         store = recommender.write_vectors(out, "all" if all_users else named, repeats)
-        head: Literal["new", "all"] = "new" if repeats == "exclude" else "all"
-        inside = recommender.model.dense_channels(head)
-        outside = recommender.model.other_channels(head)
+        inside = recommender.model.dense_channels(head_of(repeats))
+        outside = recommender.model.other_channels(head_of(repeats))
     sizes = {name: {"vectors": n, "dim": store.dims[name]} for name, n in store.groups.items()}
     if as_json:
         about = {"store": str(out), "generation": store.generation, "groups": sizes}

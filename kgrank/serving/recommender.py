@@ -160,7 +160,7 @@ class Recommender:
         Raises:
             UnknownIdError: the user or the item is unknown.
         """
-        head: Head | None = None if repeats is None else _head(repeats)
+        head: Head | None = None if repeats is None else head_of(repeats)
         return explain(self.bundle, self.model, user_id, item_id, max_paths, head, language)
 
     def profile(self, user_id: str) -> Profile:
@@ -224,7 +224,7 @@ class Recommender:
                 file is damaged.
             OSError: the disk is full or the like; the newest generation stays.
         """
-        return write_vectors(self.bundle, self.model, Path(path), users, _head(repeats))
+        return write_vectors(self.bundle, self.model, Path(path), users, head_of(repeats))
 
     def _visitor(self, history: Sequence[tuple[str, str]]) -> Histories:
         kinds = self.bundle.histories.kind_names
@@ -251,7 +251,7 @@ class Recommender:
         items = self.bundle.items
         numbers = None if candidates is None else items.numbers(list(candidates))
         found = self.model.top(
-            histories, spans, _head(repeats), n, repeats=repeats, candidates=numbers
+            histories, spans, head_of(repeats), n, repeats=repeats, candidates=numbers
         )
         return _table(names, *found, items)
 
@@ -261,7 +261,12 @@ def _check_length(n: int) -> None:
         raise ConfigError(f"n: found {n}; allowed: 1 or more. Ask for at least one item.")
 
 
-def _head(repeats: str) -> Head:
+def head_of(repeats: str) -> Head:
+    """The head of lists that treat repeats so.
+
+    Raises:
+        ConfigError: `repeats` is none of the three.
+    """
     if repeats not in ("exclude", "allow", "only"):
         raise ConfigError(
             f"repeats: found {repeats!r}; allowed: exclude, allow, only. Pass one of them."

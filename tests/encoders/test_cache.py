@@ -50,7 +50,7 @@ def test_only_what_changed_is_encoded(encoder: TextEncoder, tmp_path: Path) -> N
 
 def test_an_interrupted_run_keeps_its_whole_parts(encoder: TextEncoder, tmp_path: Path) -> None:
     texts = [f"red {'lamp ' * n}" for n in range(10)]
-    cache = VectorCache(tmp_path, part_texts=3)
+    cache = VectorCache(tmp_path, part_rows=3)
 
     def interrupt(done: int, total: int) -> None:
         assert total == 10
@@ -85,7 +85,7 @@ def test_a_failed_write_leaves_no_file(
 def test_a_damaged_part_is_named_ignored_and_encoded_again(
     encoder: TextEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    cache = VectorCache(tmp_path, part_texts=3)
+    cache = VectorCache(tmp_path, part_rows=3)
     expected, _ = encode_cached(encoder, TEXTS, cache)
     broken = parts(tmp_path)[0]
     content = bytearray(broken.read_bytes())

@@ -248,7 +248,7 @@ def test_the_second_run_encodes_nothing_and_loads_no_model(
 def test_a_changed_picture_alone_is_encoded_again(
     vit: ImageEncoder, shop: Path, tmp_path: Path
 ) -> None:
-    cache = VectorCache(tmp_path / "cache", part_texts=10)
+    cache = VectorCache(tmp_path / "cache", part_rows=10)
     names = sorted(path.name for path in shop.iterdir())
     before, _ = vit.encode(names, shop, cache=cache)
     Image.new("RGB", (40, 40), "green").save(shop / names[4])
