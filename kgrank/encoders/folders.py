@@ -6,16 +6,26 @@ What the encoders of text and of pictures share.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from kgrank.errors import ModelError
+from kgrank.errors import ConfigError, ModelError
+from kgrank.files import sync
 
 FETCH = "Nothing is downloaded: fetch a model first, as with `hf download NAME --local-dir FOLDER`."
+
+_KEPT = (  # of an encoder gone on from: the tokenizer, and how token vectors are pooled
+    *("*token*.json", "vocab.*", "merges.txt", "*.model"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    *("1_Pooling/config.json", "*_Dense/*"),
+)
 
 
 def check_weights(folder: Path) -> None:
@@ -115,3 +125,89 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def check_vocabulary(folder: Path, tokenizer: Any, model: Any) -> None:
+    """See that a model of transformers has an entry for each token.
+
+    Raises:
+        ModelError: it has not.
+    """
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= model.config.vocab_size:
+        raise ModelError(
+            f"{folder}: found token number {largest} in the tokenizer and "
+            f"{model.config.vocab_size} entries in the model; allowed: numbers below that. The "
+            "tokenizer belongs to another model: get the folder anew from its source."
+        )
+
+
+def check_new(out: str | Path) -> Path:
+    """The whole path of a folder that is to be written.
+
+    Raises:
+        ConfigError: something is there already.
+    """
+    path = Path(out).resolve()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ConfigError(
+            f"{out}: found something there already; allowed: a new folder. Name another one, or "
+            "remove it."
+        )
+    return path
+
+
+@contextmanager
+def written(out: Path) -> Iterator[Path]:
+    """A folder of a temporary name to be filled inside, then synced and renamed to `out`.
+
+    Where something goes wrong inside, nothing stays.
+    """
+    temporary = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        # safetensors lets nobody else read its files; who may read the folder may read all of it.
+        for path in temporary.rglob("*.safetensors"):
+            shutil.copymode(temporary / "config.json", path)
+        for path in temporary.rglob("*"):
+            sync(path)
+        if out.is_dir():
+            out.rmdir()  # it is empty, and not all systems rename onto it
+        temporary.rename(out)
+        sync(out.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def copy_reading(kept: Path, folder: Path) -> None:
+    """Copy how text becomes tokens, and tokens a vector, to the letter."""
+    for path in {path for pattern in _KEPT for path in kept.glob(pattern)}:
+        copy = folder / path.relative_to(kept)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def write_figures(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
+    """Write what is told of a training, as `name`.json."""
+    numbers = json.dumps(facts, indent=1, ensure_ascii=False)
+    (folder / f"{name}.json").write_text(numbers + "\n", "utf-8")
+
+
+def draw_epochs(path: Path, figures: Sequence[float], what: str, title: str) -> None:
+    """Draw a figure by epoch as SVG, where matplotlib is installed."""
+    if not find_spec("matplotlib"):
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(len(figures)), figures, marker="o")
+    axes.set_xlabel("epochs")
+    axes.set_ylabel(what)
+    axes.set_title(title)
+    axes.set_xticks(range(len(figures)))
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, format="svg", metadata={"Date": None})

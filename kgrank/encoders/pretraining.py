@@ -11,12 +11,9 @@ comes out is a folder that `TextEncoder.load` takes, with the numbers of the tra
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from importlib.util import find_spec
 from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +22,17 @@ from pydantic import Field
 
 from kgrank.devices import choose_device
 from kgrank.encoders.corpus import split_texts
-from kgrank.encoders.folders import quiet_transformers
+from kgrank.encoders.folders import (
+    check_new,
+    check_vocabulary,
+    copy_reading,
+    draw_epochs,
+    quiet_transformers,
+    write_figures,
+    written,
+)
 from kgrank.encoders.text import TextEncoder
-from kgrank.errors import ConfigError, ModelError
-from kgrank.files import sync
+from kgrank.errors import ModelError
 from kgrank.progress import Progress, silent
 from kgrank.settings import LearnSettings, Section
 
@@ -39,11 +43,6 @@ if TYPE_CHECKING:
 SCRATCH = "scratch"
 
 _HEAD = 64  # numbers of an attention head of a model from scratch
-_KEPT = (  # of the folder gone on from: the tokenizer, and how token vectors are pooled
-    *("*token*.json", "vocab.*", "merges.txt", "*.model"),
-    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-    "1_Pooling/config.json",
-)
 
 
 class PretrainSettings(Section):
@@ -166,12 +165,7 @@ def pretrain(
     from kgrank.loop import Loop
 
     settings, at = settings or PretrainSettings(), choose_device(device)
-    out, named = Path(out).resolve(), str(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(
-            f"{named}: found something there already; allowed: a new folder. Name another one, or "
-            "remove it."
-        )
+    named, out = str(out), check_new(out)
     train, held = split_texts(texts, settings.held_out)
     progress("tokens", 0, 1)
     scratch = str(start) == SCRATCH
@@ -298,13 +292,7 @@ def _from_folder(start: str | Path, settings: PretrainSettings) -> _Begun:
             f"{where}: found a tokenizer without a mask token; allowed: one that has it, as those "
             "of BERT, RoBERTa, MPNet and ModernBERT do. Go on from such an encoder."
         )
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= model.config.vocab_size:
-        raise ModelError(
-            f"{where}: found token number {largest} in the tokenizer and {model.config.vocab_size} "
-            "entries in the model; allowed: numbers below that. The tokenizer belongs to another "
-            "model: get the folder anew from its source."
-        )
+    check_vocabulary(encoder.folder, tokenizer, model)
     headless = bool(report["missing_keys"])
     limit = encoder.max_tokens
     return _Begun(model, tokenizer, encoder.folder, limit, encoder.fingerprint, headless)
@@ -337,51 +325,13 @@ def _write(
     out: Path, model: Any, tokenizer: Any, kept: Path | None, facts: Mapping[str, Any]
 ) -> None:
     """Write the encoder's folder under a temporary name, and rename it."""
-    temporary = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
+    with written(out) as folder:
         with quiet_transformers():
-            model.save_pretrained(temporary)
+            model.save_pretrained(folder)
             if kept is None:
-                tokenizer.save_pretrained(temporary)
+                tokenizer.save_pretrained(folder)
             else:
-                _copy(kept, temporary)
-        numbers = json.dumps(facts, indent=1, ensure_ascii=False)
-        (temporary / "pretraining.json").write_text(numbers + "\n", "utf-8")
-        if find_spec("matplotlib"):
-            _draw(facts["perplexity"], temporary / "pretraining.svg")
-        # safetensors lets nobody else read its file; who may read the folder may read all of it.
-        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
-        for path in temporary.rglob("*"):
-            sync(path)
-        if out.is_dir():
-            out.rmdir()  # it is empty, and not all systems rename onto it
-        temporary.rename(out)
-        sync(out.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _copy(kept: Path, folder: Path) -> None:
-    """Copy how text becomes tokens, and tokens a vector, to the letter."""
-    for path in {path for pattern in _KEPT for path in kept.glob(pattern)}:
-        copy = folder / path.relative_to(kept)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copy)
-
-
-def _draw(perplexity: Sequence[float], path: Path) -> None:
-    """Draw perplexity by epoch, as SVG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(range(len(perplexity)), perplexity, marker="o")
-    axes.set_xlabel("epochs")
-    axes.set_ylabel("perplexity")
-    axes.set_title("Masked tokens of held-out texts")
-    axes.set_xticks(range(len(perplexity)))
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, format="svg", metadata={"Date": None})
+                copy_reading(kept, folder)
+        write_figures(folder, "pretraining", facts)
+        drawing = folder / "pretraining.svg"
+        draw_epochs(drawing, facts["perplexity"], "perplexity", "Masked tokens of held-out texts")

@@ -7,7 +7,7 @@ The folder is what Hugging Face and sentence-transformers save: config.json, the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ from kgrank.encoders.folders import (
     quiet_transformers,
     read_json,
 )
+from kgrank.encoders.pooling import Pooling, one_of, padded, read_pooling
 from kgrank.errors import ConfigError, ModelError
 from kgrank.progress import Count
 from kgrank.settings import Section
@@ -41,7 +42,7 @@ _WINDOW_TEXTS = 8_192  # tokenised at a time, so that a million texts do not fil
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 _ASKED = {"hidden_size", "max_position_embeddings", "pad_token_id"}  # of an encoder's config.json
 _DECISIVE = (
-    *("*.safetensors", "config.json", "1_Pooling/config.json"),
+    *("*.safetensors", "config.json", "1_Pooling/config.json", "*_Dense/*"),
     *("*token*.json", "vocab.*", "merges.txt", "*.model"),
 )
 
@@ -55,12 +56,14 @@ class TextSettings(Section):
         fields: the columns of items that make up the text, in this order.
         device: where the encoder runs; "auto" = a GPU where there is one.
         max_tokens: a longer text is cut here (or at the model's own limit, if that is lower).
+        shrinkage: how far the vectors' whitening is taken back, 0 to 1: at 1 they are only centred.
     """
 
     model: Annotated[str | None, BeforeValidator(lambda v: None if v == "none" else v)] = "auto"
     fields: tuple[str, ...] = Field(default=("title",), min_length=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_tokens: int = Field(default=64, ge=3)
+    shrinkage: float = Field(default=0.05, ge=0, le=1)
 
 
 def item_texts(items: pd.DataFrame, settings: TextSettings) -> list[str]:
@@ -107,7 +110,7 @@ class TextEncoder:
         device: "cpu" or "cuda".
         dim: the width of a vector.
         max_tokens: a longer text is cut here, special tokens counted.
-        pooling: how token vectors become one: their "mean", or that of the "cls" token.
+        pooling: how token vectors become one.
         fingerprint: sha256 (hex) over weights, config, tokenizer and `max_tokens`: two encoders
             with one fingerprint give a text the same vector, up to rounding (a GPU computes in
             bfloat16: about 1e-2).
@@ -118,7 +121,7 @@ class TextEncoder:
     device: str
     dim: int
     max_tokens: int
-    pooling: Literal["mean", "cls"]
+    pooling: Pooling
     fingerprint: str
 
     @classmethod
@@ -163,26 +166,50 @@ class TextEncoder:
         if max_tokens is not None and max_tokens < 3:
             raise ModelError(f"found max_tokens={max_tokens}; allowed: 3 (two are special) or more")
         folder = _find_folder(folder_or_name)
-        config = _read_config(folder)
+        config, pooling = _read_config(folder), read_pooling(folder)
         limit = min([*_token_limits(folder, config), *filter(None, [max_tokens])])
         return cls(
             name=str(folder_or_name),
             folder=folder,
             device=choose_device(device),
-            dim=config.hidden_size,
+            dim=pooling.dim or config.hidden_size,
             max_tokens=limit,
-            pooling=_read_pooling(folder),
+            pooling=pooling,
             fingerprint=fingerprint_of(folder, _DECISIVE, f"max_tokens={limit}"),
         )
 
     @cached_property
-    def _loaded(self) -> tuple[torch.nn.Module, tokenizers.Tokenizer, int]:
-        """The model, its tokenizer and the number of its padding."""
+    def _loaded(self) -> tuple[torch.nn.Module, torch.nn.Linear | None, Any]:
+        """The model, its projection and its tokenizer, which cuts at `max_tokens`."""
         model, tokenizer, _ = load_transformer(self.folder, "text encoder", "AutoTokenizer")
-        backend = tokenizer.backend_tokenizer
+        backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
         backend.no_padding()
         backend.enable_truncation(self.max_tokens)
-        return model.to(self.device).eval(), backend, tokenizer.pad_token_id or 0
+        projection = self.pooling.projection()
+        if projection is not None:
+            projection = projection.to(self.device)
+        return model.to(self.device).eval(), projection, tokenizer
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The transformer itself; who trains it changes what this encoder says."""
+        return self._loaded[0]
+
+    @property
+    def projection(self) -> torch.nn.Linear | None:
+        """What the pooled vectors go through, where the folder has such a layer."""
+        return self._loaded[1]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, of transformers."""
+        return self._loaded[2]
+
+    def projected(self, projection: torch.nn.Linear) -> TextEncoder:
+        """This encoder, whose pooled vectors go through another projection."""
+        other = replace(self, dim=projection.out_features)
+        vars(other)["_loaded"] = (self.model, projection, self.tokenizer)
+        return other
 
     def encode(
         self,
@@ -229,14 +256,14 @@ class TextEncoder:
         cut = np.zeros(len(distinct), dtype=bool)
         for start in range(0, len(distinct), _WINDOW_TEXTS):
             window = distinct[start : start + _WINDOW_TEXTS]
-            ids, cut[start : start + len(window)] = self._tokenise(window)
+            ids, cut[start : start + len(window)] = self.tokenise(window)
             speaking = [i for i in range(len(window)) if ids[i]]
             todo = sorted(speaking, key=lambda i: len(ids[i]))  # the longest is taken first
             while todo:
                 width = len(ids[todo[-1]])
                 size = max(1, budget // width)
                 batch, todo = todo[-size:], todo[:-size]
-                vectors[[start + i for i in batch]] = self._forward([ids[i] for i in batch], width)
+                vectors[[start + i for i in batch]] = self._forward([ids[i] for i in batch])
                 if progress:
                     progress(start + len(window) - len(todo), len(distinct))
         if not np.isfinite(vectors).all():
@@ -248,38 +275,45 @@ class TextEncoder:
         rows = [place[text] for text in texts]
         return vectors[rows], cut[rows]
 
-    def _tokenise(self, texts: list[str]) -> tuple[list[list[int]], list[bool]]:
+    def tokenise(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each text (none if it says nothing), and whether it was cut."""
         # A lone surrogate, half of an emoji, is no Unicode that the tokenizer would take.
         whole = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encodings = self._loaded[1].encode_batch(whole)
+        encodings = self.tokenizer.backend_tokenizer.encode_batch(whole)
         ids = [
             encoding.ids if sum(encoding.special_tokens_mask) < len(encoding.ids) else []
             for encoding in encodings
         ]
         return ids, [bool(encoding.overflowing) for encoding in encodings]
 
-    def _forward(self, ids: list[list[int]], width: int) -> np.ndarray:
+    def _forward(self, ids: list[list[int]]) -> np.ndarray:
         """Pooled vectors of length 1 of one batch: (b, dim) float32. No text may be empty."""
         import torch
 
-        model, _, pad_id = self._loaded
-        tokens = torch.full((len(ids), width), pad_id, dtype=torch.long)
-        for row, sequence in enumerate(ids):
-            tokens[row, : len(sequence)] = torch.tensor(sequence)
-        lengths = torch.tensor([len(sequence) for sequence in ids])
-        mask = (torch.arange(width) < lengths[:, None]).long().to(self.device)  # (b, width)
-        # On a CPU without its own bfloat16 units autocast is a hundred times slower.
-        autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda")
-        with torch.inference_mode(), autocast:
-            output = model(input_ids=tokens.to(self.device), attention_mask=mask)
-        hidden = output.last_hidden_state.float()  # (b, width, dim)
-        if self.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        array: np.ndarray = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
+        with torch.inference_mode():
+            array: np.ndarray = self.vectors(self.pooled(ids)).cpu().numpy()
         return array
+
+    def pooled(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """What the transformer makes of texts as `tokenise` gives them, pooled, with gradients.
+
+        (b, width of the transformer) float32. No text may be empty.
+        """
+        import torch
+
+        tokens, real = padded(ids, self.tokenizer.pad_token_id or 0)
+        tokens, real = tokens.to(self.device), real.to(self.device)
+        # On a CPU without its own bfloat16 units autocast is a hundred times slower.
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
+            output = self.model(input_ids=tokens, attention_mask=real.long())
+        return one_of(output.last_hidden_state.float(), real, self.pooling.mode)
+
+    def vectors(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Pooled vectors projected, where the folder says so, and of length 1: (b × dim)."""
+        import torch
+
+        projected = pooled if self.projection is None else self.projection(pooled)
+        return torch.nn.functional.normalize(projected, dim=1)
 
 
 def _find_folder(folder_or_name: str | Path) -> Path:
@@ -304,23 +338,6 @@ def _find_folder(folder_or_name: str | Path) -> Path:
         )
     check_weights(folder)
     return folder
-
-
-def _read_pooling(folder: Path) -> Literal["mean", "cls"]:
-    """How the folder says token vectors become one; mean where it says nothing."""
-    modules = [entry["type"].rsplit(".", 1)[-1] for entry in read_json(folder / "modules.json")]
-    config = read_json(folder / "1_Pooling" / "config.json")
-    modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
-    mode = config.get("pooling_mode", "+".join(modes) or "pooling_mode_mean_tokens")
-    foreign = set(modules) - {"Transformer", "Pooling", "Normalize"}
-    if mode in ("mean", "pooling_mode_mean_tokens") and not foreign:
-        return "mean"
-    if mode in ("cls", "pooling_mode_cls_token") and not foreign:
-        return "cls"
-    raise ModelError(
-        f"{folder} pools by {mode} with the modules {', '.join(modules) or 'none'}; allowed: mean "
-        "or cls pooling, without further layers. Choose an encoder of that kind."
-    )
 
 
 def _read_config(folder: Path) -> Any:

@@ -14,11 +14,13 @@ from kgrank.serving.printing import print_json, print_table, progress_on_stderr
 
 app = typer.Typer()
 
+Out = Annotated[Path, typer.Option(file_okay=False, help="A new folder, for the encoder.")]
+
 
 @app.command()
 def pretrain(
     source: SourcePath,
-    out: Annotated[Path, typer.Option(file_okay=False, help="A new folder, for the encoder.")],
+    out: Out,
     start: Annotated[
         str,
         typer.Option(
@@ -69,3 +71,94 @@ def pretrain(
     print_table(("epoch", "perplexity"), list(enumerate(done.perplexity)), "Held-out masked tokens")
     typer.echo(f"Encoder: {done.folder}, as it was after epoch {done.best_epoch}. To use it:")
     typer.echo(f"kgrank train {source} --set text.model={done.folder}")
+
+
+@app.command()
+def finetune(
+    source: SourcePath,
+    out: Out,
+    task: Annotated[
+        list[str],
+        typer.Option(
+            metavar="next|click|purchase|rating|sentiment[=WEIGHT]",
+            help="What is learned; may be repeated.",
+        ),
+    ],
+    start: Annotated[
+        str, typer.Option("--from", metavar="FOLDER|minilm", help="The encoder that is trained.")
+    ] = "minilm",
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the texts; as finetune.epochs.")
+    ] = None,
+    sets: Sets = None,
+    resume: Resume = False,
+    track: Track = None,
+    as_json: Json = False,
+) -> None:
+    """Train a text encoder on what people chose and said; text.model takes its folder."""
+    with faults_told(as_json):
+        from kgrank.config import read_config
+        from kgrank.encoders.finetuning import finetune as learn
+        from kgrank.kg.tables import read_tables
+        from kgrank.tracking import sink_of
+
+        named = [] if epochs is None else [f"finetune.epochs={epochs}"]
+        config = read_config(source, [*(sets or ()), *named])
+        settings, tasks = config.finetune, _tasks(task)
+        columns = [name for name in (settings.event_field, settings.label) if name]
+        tables = read_tables(source, config.tables, columns).with_split(config.split)
+        with ExitStack() as tracked:
+            sinks = [tracked.enter_context(sink_of(word, config.as_dict())) for word in track or ()]
+            with progress_on_stderr() as progress:
+                done = learn(
+                    tables.items,
+                    tables.events,
+                    out,
+                    settings,
+                    tasks=tasks,
+                    text=config.text,
+                    start=start,
+                    device=config.text.device,
+                    resume=resume,
+                    sinks=sinks,
+                    progress=progress,
+                )
+    if as_json:
+        print_json(asdict(done))
+        return
+    counts = ("method", "texts", "cut", "learned", "seconds")
+    print_table(counts, [[getattr(done, name) for name in counts]], f"From {done.start}")
+    rows = [
+        (name, metric, value, done.after[name][metric])
+        for name, metrics in done.before.items()
+        for metric, value in metrics.items()
+    ]
+    print_table(("task", "metric on valid", "before", "after"), rows, "The encoder alone")
+    print_table(("epoch", "score on valid"), list(enumerate(done.score)))
+    typer.echo(f"Encoder: {done.folder}, as it was after epoch {done.best_epoch}. To use it:")
+    typer.echo(f"kgrank train {source} --set text.model={done.folder}")
+
+
+def _tasks(words: list[str]) -> dict[str, float]:
+    """Task → weight, of words such as next or rating=0.3.
+
+    Raises:
+        ConfigError: a weight is no number, or a task is named twice.
+    """
+    from kgrank.errors import ConfigError
+
+    found: dict[str, float] = {}
+    for word in words:
+        name, _, weight = word.partition("=")
+        if name in found:
+            raise ConfigError(
+                f"--task {word}: found {name} twice; allowed: once. Drop one of them."
+            )
+        try:
+            found[name] = float(weight) if "=" in word else 1.0
+        except ValueError:
+            raise ConfigError(
+                f"--task {word}: found {weight!r} for a weight; allowed: a number, such as "
+                f"{name}=0.3. Correct it."
+            ) from None
+    return found

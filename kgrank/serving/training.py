@@ -143,7 +143,7 @@ def _vectors(
     )
     progress("text vectors", 1, 1)
     named = {"name": encoder.name, "fingerprint": encoder.fingerprint}
-    return whiten(raw).apply(raw), report, named
+    return whiten(raw, shrinkage=config.text.shrinkage).apply(raw), report, named
 
 
 def _images(

@@ -269,7 +269,7 @@ def test_going_on_begins_with_what_was_learned(scratch: Learned, tmp_path: Path)
     before, after = scratch.done, done
     assert after.perplexity[0] == pytest.approx(min(before.perplexity[1:]), rel=1e-4)
     old, new = (TextEncoder.load(folder, device="cpu") for folder in (start, out))
-    assert (new.pooling, new.max_tokens) == ("cls", 16)
+    assert (new.pooling.mode, new.max_tokens) == ("cls", 16)
     assert new.fingerprint != old.fingerprint
     assert np.abs(new.encode(["alder tent"]) - old.encode(["alder tent"])).max() > 1e-3
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -344,7 +344,7 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_without_matplotlib_there_are_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kgrank.encoders.pretraining.find_spec", lambda name: None)
+    monkeypatch.setattr("kgrank.encoders.folders.find_spec", lambda name: None)
     settings = SETTINGS.model_copy(update={"epochs": 1})
     pretrain(LANGUAGE[:40], tmp_path / "out", settings, start="scratch", device="cpu")
     assert (tmp_path / "out" / "pretraining.json").is_file()

@@ -1,0 +1,96 @@
+"""One encoder and what it is fine-tuned for: several objectives, whose batches are mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from kgrank.encoders.examples import Ints
+from kgrank.encoders.tuned import TunedText
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some rows of an objective.
+
+    Attributes:
+        rows: (n) int64.
+        fresh: (m) int64 texts that are encoded anew; None = all.
+        seed: what the step's draws come from.
+    """
+
+    rows: Ints
+    fresh: Ints | None
+    seed: tuple[int, ...]
+
+
+class Objective(Protocol):
+    """What one task asks of the encoder."""
+
+    def batches(self, seed: tuple[int, ...]) -> list[Batch]:
+        """Those of an epoch, as many in every one."""
+
+    def loss(self, batch: Batch, share: slice) -> Tensor:
+        """The loss of the rows batch.rows[share], divided by all rows of the batch."""
+
+    def figures(self) -> dict[str, float]:
+        """Metrics on valid, with the table as it stands."""
+
+    def score(self, figures: Mapping[str, float]) -> float:
+        """One number of them, higher is better, 1 at the most."""
+
+
+class Mixture:
+    """What `kgrank.loop.Loop` trains: one encoder, several objectives, batches mixed by weight.
+
+    An epoch holds all batches of the first objective, and of each other one so many that the
+    batches stand to each other as the weights do; where it has fewer, they come again.
+    """
+
+    def __init__(
+        self,
+        model: TunedText,
+        objectives: Mapping[str, tuple[float, Objective]],
+        heads: nn.ModuleDict,
+        seed: int,
+    ) -> None:
+        self.module = nn.ModuleDict({"model": model, "heads": heads})
+        self.model, self.objectives, self.seed = model, objectives, seed
+
+    def batches(self, epoch: int) -> Sequence[tuple[str, Batch]]:
+        """Those of all objectives, in random order."""
+        found: list[tuple[str, Batch]] = []
+        unit: float | None = None  # batches that a weight of 1 brings
+        for number, (name, (weight, objective)) in enumerate(self.objectives.items()):
+            own = objective.batches((self.seed, epoch, number))
+            unit = len(own) / weight if unit is None else unit
+            count = max(1, round(unit * weight))
+            found += [(name, own[place % len(own)]) for place in range(count)]
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(found))
+        return [found[place] for place in order]
+
+    @property
+    def settled(self) -> bool:
+        """Always."""
+        return True
+
+    def loss(self, batch: tuple[str, Batch], share: slice) -> Tensor:
+        """That of the batch's objective."""
+        name, rows = batch
+        return self.objectives[name][1].loss(rows, share)
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Objective → metrics on valid."""
+        return {name: objective.figures() for name, (_, objective) in self.objectives.items()}
+
+    def judge(self) -> float:
+        """The objectives' scores on valid, by weight."""
+        self.model.refresh()
+        figures = self.figures()
+        total = sum(weight for weight, _ in self.objectives.values())
+        scores = (w * o.score(figures[name]) for name, (w, o) in self.objectives.items())
+        return sum(scores) / total
