@@ -11,7 +11,7 @@ import numpy.typing as npt
 Translate = Callable[[list[str]], list[str]]
 """Says texts in other words, such as by translation to another language and back: one each."""
 
-_SENTENCE = re.compile(r"(?<=[.!?;。！？；])\s*")
+_SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])\s*")
 
 
 def shuffled_sentences(text: str, rng: np.random.Generator) -> str:

@@ -233,6 +233,7 @@ def finetune(
     seen = events[events["split"] != "test"]
     catalogue = Catalogue.of(item_texts(items, text))
     examples = read_examples(tasks, items, seen, catalogue, settings)
+    torch.manual_seed(settings.seed)  # of weights that the folder lacks, too
     encoder = TextEncoder.load(start, at, settings.max_tokens)
     check_vocabulary(encoder.folder, encoder.tokenizer, encoder.model)
     texts = tuple(dict.fromkeys([*catalogue.texts, *examples.texts()]))
@@ -244,7 +245,6 @@ def finetune(
                 f"translate: found {len(other)} texts for {len(texts)}; allowed: one for each. "
                 "Correct the function."
             )
-    torch.manual_seed(settings.seed)
     model = TunedText(
         encoder,
         texts,

@@ -134,7 +134,7 @@ def write_projection(folder: Path, projection: torch.nn.Linear, mode: str) -> No
     from safetensors.torch import save_file
 
     where = folder / DENSE
-    where.mkdir()
+    where.mkdir(exist_ok=True)
     sizes: dict[str, Any] = {
         "in_features": projection.in_features,
         "out_features": projection.out_features,

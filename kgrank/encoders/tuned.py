@@ -64,13 +64,12 @@ class TunedText(nn.Module):
         self.encoder, self.texts, self.n_table = encoder, tuple(texts), n_table
         self.said_otherwise, self.masked, self.shuffled = said_otherwise, masked, shuffled
         ids, self.cut = encoder.tokenise(self.texts)
-        if not any(ids):
+        self.special = frozenset(encoder.tokenizer.all_special_ids)
+        if all(token in self.special for sequence in ids for token in sequence):
             raise ModelError(
                 f"the vocabulary of {encoder.name} knows no word of the texts; allowed: one of "
                 "their language. Go on from another encoder."
             )
-        special = encoder.tokenizer.all_special_ids
-        self.special = frozenset(special)
         first = next(sequence for sequence in ids if sequence)
         self.nothing = [token for token in first if token in self.special] or first[:1]
         self.ids = ids

@@ -76,3 +76,42 @@ def test_what_is_wrong_is_told_once(
     assert result.exit_code == status
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_learns_from_a_shops_events(tiny_shop: Path, tmp_path: Path) -> None:
+    start, out = tmp_path / "start", tmp_path / "out"
+    assert run("pretrain", tiny_shop, "--out", start, "--from", "scratch", *SMALL).exit_code == 0
+    words = ("finetune", tiny_shop, "--from", start, "--task", "next", "--task", "purchase=0.5")
+    result = run(*words, "--out", out, "--epochs", 1, "--json")
+    assert result.exit_code == 0, result.output
+    told: dict[str, Any] = json.loads(result.stdout)
+    assert told["tasks"] == {"next": 1.0, "purchase": 0.5}
+    assert set(told["after"]["purchase"]) == {"auc", "log_loss"}
+    assert TextEncoder.load(out, device="cpu").dim == 64
+    shown = run(*words, "--out", tmp_path / "b", "--set", "finetune.method=frozen")
+    assert shown.exit_code == 0, shown.output
+    assert f"kgrank train {tiny_shop} --set text.model={tmp_path / 'b'}" in shown.stdout
+    assert "recall@10" in shown.stdout
+    trained = run(
+        "train", tiny_shop, "--out", tmp_path / "m", "--set", f"text.model={out}", "--json"
+    )
+    assert trained.exit_code == 0, trained.output
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (("--task", "next=much"), 1, "found 'much' for a weight"),
+        (("--task", "next", "--task", "next=2"), 1, "found next twice"),
+        (("--task", "click"), 1, "kinds there are: purchase"),
+        (("--task", "next", "--set", "finetune.method=prefix"), 1, "'full', 'frozen' or 'lora'"),
+        ((), 2, "--task"),
+    ],
+)
+def test_what_cannot_be_learned_is_told(
+    words: tuple[str, ...], status: int, message: str, tiny_shop: Path, tmp_path: Path
+) -> None:
+    result = run("finetune", tiny_shop, "--out", tmp_path / "out", *words)
+    assert result.exit_code == status
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
