@@ -21,6 +21,7 @@ from kgrank.encoders.whitening import whiten
 from kgrank.errors import ConfigError, ModelError
 
 Method = Literal["full", "frozen", "lora"]
+_TOGETHER = 16  # texts encoded at a time, next to others of their length
 _BATCH_TOKENS = 4_096  # encoded at a time, where nothing is learned
 
 
@@ -163,8 +164,11 @@ class TunedText(nn.Module):
         if self.raw is not None:
             pooled = self.raw[at]
         else:
-            ids = self._read(rows, rng)
-            pooled = self.encoder.pooled([sequence or self.nothing for sequence in ids])
+            ids = [sequence or self.nothing for sequence in self._read(rows, rng)]
+            order = sorted(range(len(ids)), key=lambda row: len(ids[row]))  # to pad them little
+            parts = [order[start : start + _TOGETHER] for start in range(0, len(order), _TOGETHER)]
+            found = [self.encoder.pooled([ids[row] for row in part]) for part in parts]
+            pooled = torch.cat(found)[torch.from_numpy(np.argsort(order))]
         return self.encoder.vectors(pooled) * self.says[at][:, None]
 
     def _read(
