@@ -32,7 +32,7 @@ class _Labels:
         """See `Objective`."""
         rows = np.random.default_rng(seed).permutation(len(self.train))
         parts = np.split(rows, range(self.encoded, len(rows), self.encoded))
-        return [Batch(part, None, (*seed, n)) for n, part in enumerate(parts)]
+        return [Batch.whole(part, (*seed, n)) for n, part in enumerate(parts)]
 
     def answers(self, texts: Ints, rng: np.random.Generator | None) -> Tensor:
         """What the head says of some texts, each distinct one encoded once: (n × outputs)."""

@@ -66,7 +66,12 @@ class HistoryRule:
 
 
 class HistoryBatches:
-    """Moments as text numbers, and the batches that encode few texts and use many moments."""
+    """Moments as text numbers, and the batches that encode few texts and use many moments.
+
+    A batch holds the moments in which its texts stand, and some of all others, where its texts are
+    what did not come; each stands for as many as its kind has. Without the others a text would be
+    told more often that it came than that it did not.
+    """
 
     def __init__(
         self,
@@ -103,15 +108,23 @@ class HistoryBatches:
         if self.model.raw is not None:  # a projection alone: all vectors are made each time
             rows = rng.permutation(len(self.targets))
             parts = np.split(rows, range(self.most_rows, len(rows), self.most_rows))
-            return [Batch(part, None, (*seed, n)) for n, part in enumerate(parts)]
+            return [Batch.whole(part, (*seed, n)) for n, part in enumerate(parts)]
         texts = rng.permutation(self.learned)
         found = []
         for number, start in enumerate(range(0, len(texts), self.encoded)):
             fresh = texts[start : start + self.encoded]
-            rows = np.unique(self.touching[fresh].indices).astype(np.int64)
-            if len(rows) > self.most_rows:
-                rows = rng.choice(rows, self.most_rows, replace=False)
-            found.append(Batch(rows, fresh, (*seed, number)))
+            inside = np.unique(self.touching[fresh].indices).astype(np.int64)
+            outside = np.setdiff1d(np.arange(len(self.targets)), inside, assume_unique=True)
+            most = max(1, min(len(inside), self.most_rows * 3 // 4))
+            kept = [
+                (of, rng.choice(of, min(n, len(of)), replace=False))
+                for of, n in ((inside, most), (outside, self.most_rows - most))
+            ]
+            weights = [np.full(len(some), len(of) / max(1, len(some))) for of, some in kept]
+            total = np.concatenate(weights)
+            rows = np.concatenate([some for _, some in kept])
+            weight = (total / total.sum()).astype(np.float32)
+            found.append(Batch(rows, weight, fresh, (*seed, number)))
         return found
 
 
@@ -171,8 +184,8 @@ class NextProduct:
         marks = torch.zeros(len(rows), len(candidates) + 1, dtype=torch.bool, device=at)
         marks.scatter_(1, met, True).scatter_(1, wanted[:, None], False)
         scores = scores.masked_fill(marks[:, :-1], -torch.inf)
-        total = nn.functional.cross_entropy(scores, wanted, reduction="sum")
-        return total / len(batch.rows)
+        losses = nn.functional.cross_entropy(scores, wanted, reduction="none")
+        return (losses * torch.from_numpy(batch.weights[share]).to(at)).sum()
 
     def _candidates(self, batch: Batch) -> tuple[Ints, npt.NDArray[np.float32]]:
         """Text numbers that are ranked, and what is added to their scores."""

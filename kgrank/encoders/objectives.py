@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from kgrank.encoders.examples import Ints
+from kgrank.encoders.examples import Floats, Ints
 from kgrank.encoders.tuned import TunedText
 
 
@@ -19,13 +19,20 @@ class Batch:
 
     Attributes:
         rows: (n) int64.
+        weights: (n) float32 how many rows of the whole each stands for, over the sum of these.
         fresh: (m) int64 texts that are encoded anew; None = all.
         seed: what the step's draws come from.
     """
 
     rows: Ints
+    weights: Floats
     fresh: Ints | None
     seed: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, rows: Ints, seed: tuple[int, ...]) -> Batch:
+        """Rows that count alike, of which all texts are encoded."""
+        return cls(rows, np.full(len(rows), 1 / len(rows), np.float32), None, seed)
 
 
 class Objective(Protocol):
@@ -35,7 +42,7 @@ class Objective(Protocol):
         """Those of an epoch, as many in every one."""
 
     def loss(self, batch: Batch, share: slice) -> Tensor:
-        """The loss of the rows batch.rows[share], divided by all rows of the batch."""
+        """The loss of the rows batch.rows[share], each times its weight."""
 
     def figures(self) -> dict[str, float]:
         """Metrics on valid, with the table as it stands."""

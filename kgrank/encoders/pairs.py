@@ -94,13 +94,13 @@ class Pairs:
         vectors = self.model.everything(batch.fresh, rng)
         history = self.rule.changed(examples.history[batch.rows], rng)
         pairs, real = self._pairs(examples.targets[batch.rows], examples.met[batch.rows], rng)
-        count = int(real.sum())
+        weights = real * batch.weights[:, None]
         odds = self._odds(vectors, history[share], pairs[share])
         wanted = torch.zeros_like(odds)
         wanted[:, 0] = 1.0
-        counted = torch.from_numpy(real[share]).to(odds.device)
         losses = nn.functional.binary_cross_entropy_with_logits(odds, wanted, reduction="none")
-        return losses[counted].sum() / count
+        counted = torch.from_numpy((weights / weights.sum())[share]).to(odds.device)
+        return (losses * counted).sum()
 
     def _odds(self, vectors: Tensor, history: Ints, pairs: Ints) -> Tensor:
         """Log odds of each pair, (n × 1 + negatives)."""
