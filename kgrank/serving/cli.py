@@ -25,6 +25,7 @@ from kgrank.serving.options import (
     Resume,
     Sets,
     SourcePath,
+    TaskOption,
     Track,
     faults_told,
 )
@@ -230,6 +231,7 @@ def evaluate(
     source: Annotated[
         Path | None, typer.Option(help="The tables, if they are not where they were.")
     ] = None,
+    task: TaskOption = "rank",
     as_json: Json = False,
 ) -> None:
     """Measure the lists on rows that the bundle has not seen, beside popularity and EASE."""
@@ -246,6 +248,7 @@ def evaluate(
             repeats=repeats,
             relevant=relevant,
             graph=graph,
+            task=task,
             progress=progress,
         )
     if as_json:
@@ -268,6 +271,7 @@ def rank(
         ),
     ] = None,
     repeats: RepeatsOption = "exclude",
+    task: TaskOption = "rank",
     unknown: Annotated[
         Literal["error", "skip"], typer.Option(help="What a user unknown to the bundle does.")
     ] = "error",
@@ -285,6 +289,7 @@ def rank(
             n=n,
             user_ids=user_ids,
             repeats=repeats,
+            task=task,
             unknown=unknown,
             resume=resume,
             progress=progress,
@@ -347,6 +352,7 @@ def explain(
         Literal["text", "json", "html", "svg"], typer.Option(help="What to print.")
     ] = "text",
     language: Annotated[Literal["en", "zh"], typer.Option(help="Of the text.")] = "en",
+    task: TaskOption = "rank",
     as_json: Json = False,
 ) -> None:
     """Take one score apart: by channel, by event of the history, along the graph's paths."""
@@ -356,7 +362,7 @@ def explain(
     as_json = as_json or format == "json"
     with faults_told(as_json):
         recommender = _recommender(bundle)
-        why = recommender.explain(user, item, max_paths=paths, language=language)
+        why = recommender.explain(user, item, max_paths=paths, language=language, task=task)
         names = recommender.bundle.names
     if as_json:
         print_json(asdict(why))

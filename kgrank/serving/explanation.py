@@ -51,6 +51,8 @@ class Explanation:
         paths: the few strongest and different paths; empty when no path carried anything.
         rules: names of the business rules that touched the product.
         text: the reason in words.
+        task: whose score it is: "rank", "click", "purchase" or "rating".
+        prediction: what the head makes of the score: a probability or a rating; None for "rank".
     """
 
     user_id: str
@@ -62,3 +64,5 @@ class Explanation:
     paths: tuple[Path, ...]
     rules: tuple[str, ...]
     text: str
+    task: str = "rank"
+    prediction: float | None = None

@@ -13,9 +13,10 @@ import pyarrow as pa
 import torch
 
 from kgrank.devices import choose_device
-from kgrank.errors import ConfigError
+from kgrank.errors import ConfigError, ModelError
 from kgrank.fusion.history import Histories, Spans
-from kgrank.fusion.model import FusedModel, Head, Repeats
+from kgrank.fusion.model import FusedModel, Head, Repeats, Task
+from kgrank.fusion.tasks import TASKS
 from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
@@ -54,6 +55,7 @@ class Recommender:
         n: int = 10,
         candidates: Sequence[str] | None = None,
         repeats: Repeats = "exclude",
+        task: Task = "rank",
     ) -> pd.DataFrame:
         """The n best items of each user.
 
@@ -63,18 +65,23 @@ class Recommender:
             candidates: only these items are listed; all if None.
             repeats: "exclude" lists only what the user has not met, "allow" everything, "only"
                 what the user has met.
+            task: whose head lists: "rank" puts what the user will choose first; "click",
+                "purchase" and "rating" also say how probably, or what the rating will be.
 
         Returns:
             `user_id`, `item_id`, `score` (float32), `rank` (from 1): users in the order given, each
-            best first; equal scores order by item number.
+            best first; equal scores order by item number. After the score of a task but "rank"
+            stands `probability` or `rating` (float64), see `kgrank.fusion.tasks`.
 
         Raises:
             UnknownIdError: a user or candidate that the bundle does not know.
-            ConfigError: n is below 1, or `repeats` is none of the three.
+            ConfigError: n is below 1, or `repeats` or `task` is none of the allowed ones.
+            ModelError: the bundle has no head for the task.
         """
         users = self.bundle.users.numbers(list(user_ids))
         histories = self.bundle.histories
-        return self._lists(user_ids, histories, histories.of_users(users), n, candidates, repeats)
+        spans = histories.of_users(users)
+        return self._lists(user_ids, histories, spans, n, candidates, repeats, task)
 
     def recommend_history(
         self,
@@ -82,6 +89,7 @@ class Recommender:
         n: int = 10,
         candidates: Sequence[str] | None = None,
         repeats: Repeats = "exclude",
+        task: Task = "rank",
     ) -> pd.DataFrame:
         """The n best items for a visitor nobody has seen before.
 
@@ -89,30 +97,35 @@ class Recommender:
             history: (item_id, event) pairs, oldest first; may be empty.
             n: length of the list.
             candidates: only these items are listed; all if None.
-            repeats: as in `recommend`.
+            repeats, task: as in `recommend`. A visitor's ratings have no value here.
 
         Returns:
-            `item_id`, `score`, `rank`.
+            `item_id`, `score`, `rank`; and `probability` or `rating` as in `recommend`.
 
         Raises:
             UnknownIdError: an item that the bundle does not know.
+            ConfigError, ModelError: as in `recommend`.
         """
         visitor = self._visitor(history)
         spans = Spans(visitor.starts[:1], visitor.starts[1:])
-        lists = self._lists([""], visitor, spans, n, candidates, repeats)
+        lists = self._lists([""], visitor, spans, n, candidates, repeats, task)
         return lists.drop(columns="user_id")
 
-    def rank(self, user_id: str, item_ids: Sequence[str]) -> pd.DataFrame:
+    def rank(self, user_id: str, item_ids: Sequence[str], task: Task = "rank") -> pd.DataFrame:
         """The given items, met before or not, in the user's order: `item_id`, `score`, `rank`.
+
+        Another task than "rank" adds `probability` or `rating`, as in `recommend`.
 
         Raises:
             UnknownIdError: the user or an item is unknown.
+            ConfigError, ModelError: as in `recommend`.
         """
+        head = task_head(self.bundle, task, "exclude")
         histories = self.bundle.histories
         spans = histories.of_users(self.bundle.users.numbers([user_id]))
         items = self.bundle.items.numbers(list(item_ids))
-        found = self.model.top(histories, spans, "new", len(items), candidates=items)
-        return _table([user_id], *found, self.bundle.items).drop(columns="user_id")
+        found = self.model.top(histories, spans, head, len(items), candidates=items)
+        return self._table([user_id], *found, head).drop(columns="user_id")
 
     def similar_items(self, item_ids: Sequence[str], n: int = 10) -> pd.DataFrame:
         """Items that a history of the one item alone speaks for, popularity left out.
@@ -136,7 +149,7 @@ class Recommender:
         )
         spans = Spans(starts[:-1], starts[1:])
         found = self.model.top(alone, spans, "new", n, repeats="exclude", bias=False)
-        table = _table(item_ids, *found, self.bundle.items)
+        table = self._table(item_ids, *found, "new")
         return table.rename(columns={"item_id": "similar_id", "user_id": "item_id"})
 
     def explain(
@@ -146,6 +159,7 @@ class Recommender:
         max_paths: int = 3,
         repeats: Repeats | None = None,
         language: Literal["en", "zh"] = "en",
+        task: Task = "rank",
     ) -> Explanation:
         """Why this product for this user, and by how much.
 
@@ -156,11 +170,16 @@ class Recommender:
             repeats: the kind of list whose score is explained; None = "exclude", or "allow" for
                 an item that the user has met.
             language: of the text.
+            task: whose head's score is explained, as in `recommend`. The parts sum to the score
+                before the link: of a click or purchase, to the log-odds before calibration.
 
         Raises:
             UnknownIdError: the user or the item is unknown.
+            ConfigError, ModelError: as in `recommend`.
         """
-        head: Head | None = None if repeats is None else head_of(repeats)
+        head: Head | None = None
+        if task != "rank" or repeats is not None:
+            head = task_head(self.bundle, task, repeats or "exclude")
         return explain(self.bundle, self.model, user_id, item_id, max_paths, head, language)
 
     def profile(self, user_id: str) -> Profile:
@@ -246,14 +265,24 @@ class Recommender:
         n: int,
         candidates: Sequence[str] | None,
         repeats: Repeats,
+        task: Task,
     ) -> pd.DataFrame:
         _check_length(n)
+        head = task_head(self.bundle, task, repeats)
         items = self.bundle.items
         numbers = None if candidates is None else items.numbers(list(candidates))
-        found = self.model.top(
-            histories, spans, head_of(repeats), n, repeats=repeats, candidates=numbers
-        )
-        return _table(names, *found, items)
+        found = self.model.top(histories, spans, head, n, repeats=repeats, candidates=numbers)
+        return self._table(names, *found, head)
+
+    def _table(
+        self, names: Sequence[str], chosen: torch.Tensor, values: torch.Tensor, head: Head
+    ) -> pd.DataFrame:
+        """Lists as rows, with what the head predicts."""
+        table = _table(names, chosen, values, self.bundle.items)
+        if head in self.model.predictors:
+            predicted = self.model.predictors[head].link(table["score"])
+            table.insert(3, "rating" if head == "rating" else "probability", predicted)
+        return table
 
 
 def _check_length(n: int) -> None:
@@ -262,7 +291,7 @@ def _check_length(n: int) -> None:
 
 
 def head_of(repeats: str) -> Head:
-    """The head of lists that treat repeats so.
+    """The head that ranks lists that treat repeats so.
 
     Raises:
         ConfigError: `repeats` is none of the three.
@@ -272,6 +301,30 @@ def head_of(repeats: str) -> Head:
             f"repeats: found {repeats!r}; allowed: exclude, allow, only. Pass one of them."
         )
     return "new" if repeats == "exclude" else "all"
+
+
+def task_head(bundle: Bundle, task: str, repeats: str) -> Head:
+    """The bundle's head for a task: of "rank" the one for lists that treat repeats so.
+
+    Raises:
+        ConfigError: `repeats` or `task` is none of the allowed ones.
+        ModelError: the bundle has no head for the task.
+    """
+    ranks = head_of(repeats)
+    if task == "rank":
+        return ranks
+    there = ", ".join(("rank", *bundle.model.predictors))
+    for head in TASKS:
+        if head == task and head in bundle.model.predictors:
+            return head
+        if head == task:
+            reason = bundle.facts.get("tasks_left_out", {}).get(head, "it was trained without")
+            raise ModelError(
+                f"task: found {task!r}, which this bundle has no head for ({reason}); allowed: "
+                f"{there}. Name its kinds of events under [tasks], and train on more of them."
+            )
+    allowed = ", ".join(("rank", *TASKS))
+    raise ConfigError(f"task: found {task!r}; allowed: {allowed}. Pass one of them.")
 
 
 def _table(
