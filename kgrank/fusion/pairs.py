@@ -44,6 +44,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.items)
 
+    def take(self, which: npt.NDArray[np.bool_]) -> Self:
+        """The pairs for which `which` (n_pairs) is true."""
+        return type(self)(*(getattr(self, column.name)[which] for column in fields(self)))
+
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The pairs of all parts."""

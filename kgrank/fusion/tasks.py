@@ -14,23 +14,37 @@ rest some drawn evenly, each of which stands for as many as it was drawn from. W
 the intercept is that of all pairs and needs no correction afterwards (King and Zeng, 2001).
 
 A head is a regularised regression on the channels' scores. Its penalty is chosen, its probabilities
-are calibrated and its figures taken on users that it was not fitted on.
+are calibrated and its figures taken on users that it was not fitted on; where a mean would say as
+much of them, there is no head. That nobody wanted a product nobody had met before says nothing,
+since it may not have been on sale: its probability is that of any product of which no more was
+known than its words, pictures and facts (`_Regressor._of_new`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+from scipy.special import expit, logit
 
 from kgrank.fusion.calibration import auc, calibrate, calibration_error, log_loss
 from kgrank.fusion.channels import Channel
-from kgrank.fusion.history import DAY, Histories
+from kgrank.fusion.fusing import of_history
+from kgrank.fusion.history import Histories
 from kgrank.fusion.model import Head
+from kgrank.fusion.outcomes import (
+    MeanRatings,
+    event_shares,
+    outcomes_of,
+    rating_errors,
+    ratings,
+    task_queries,
+    window,
+)
 from kgrank.fusion.pairs import Pairs
 from kgrank.fusion.prediction import OWN, SHRINK, Bounded, Link, Lists, Predictor, user_facts
 from kgrank.fusion.queries import Queries
@@ -45,7 +59,7 @@ TASKS: tuple[Head, ...] = ("click", "purchase", "rating")
 ENOUGH = 50  # hits or ratings on valid below which a task has no head
 QUERIES = 2_000
 CELLS = 50_000_000  # queries × items that are scored
-PENALTIES = (100.0, 10.0, 1.0)  # of a parameter, times its column's variance
+PENALTIES = (300.0, 30.0, 3.0)  # of a parameter, times its column's variance
 FLOOR = 1e-3  # of that variance
 LISTED = 10  # pairs at the top of a list whose probabilities are looked at on their own
 
@@ -79,7 +93,9 @@ class TaskHead:
         if isinstance(self.link, Bounded):
             base = MeanRatings.of(histories, self.kinds, shrink=SHRINK).of_items
         else:
-            base = self.popularity * side.popularity + self.share * _shares(histories, self.kinds)
+            shares = event_shares(histories, self.kinds)
+            known = self.popularity * side.popularity + self.share * shares
+            base = np.where(side.cold, 0.0, known)
         parts = self.own, self.link, self.lists, self.days
         return Predictor(self.kinds, base.astype(np.float32), *parts)
 
@@ -90,44 +106,6 @@ class TaskHeads:
 
     found: dict[Head, TaskHead] = field(default_factory=dict)
     left_out: dict[Head, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class MeanRatings:
-    """What ratings are on average; an item or user without any gets the mean of all.
-
-    Attributes:
-        mean: of all ratings; 0 without any.
-        of_items: (n_items) float64.
-        of_users: (n_users) float64.
-    """
-
-    mean: float
-    of_items: Doubles
-    of_users: Doubles
-
-    @classmethod
-    def of(cls, histories: Histories, kinds: Sequence[str], *, shrink: float = 0.0) -> MeanRatings:
-        """The means of the events of these kinds that have a value.
-
-        Args:
-            histories: the events.
-            kinds: kinds of events that rate.
-            shrink: so many ratings at the mean of all are added to each item's and user's own.
-        """
-        rows = _ratings(histories, kinds)
-        if histories.values is None or not len(rows):
-            return cls(0.0, np.zeros(histories.n_items), np.zeros(histories.n_users))
-        values = histories.values[rows]
-        mean = float(values.mean())
-
-        def means(of: npt.NDArray[np.integer], n: int) -> Doubles:
-            total = np.bincount(of, values - mean, n)
-            count = np.maximum(np.bincount(of, minlength=n) + shrink, 1e-9)
-            return np.asarray(mean + total / count)
-
-        of_items = means(histories.items[rows], histories.n_items)
-        return cls(mean, of_items, means(histories.users()[rows], histories.n_users))
 
 
 def learn_tasks(
@@ -170,13 +148,20 @@ def learn_tasks(
     if hits:
         pairs = Pairs.sampled(channels, queries, sum(hits).tocsr(), seed)
     for task, outcome in outcomes.items():
-        regressor = _Regressor(train, side, queries, kinds[task], lists, window(train, valid))
+        regressor = _Regressor(
+            channels, train, side, queries, kinds[task], lists, window(train, valid)
+        )
         if task == "rating":
-            rated = Pairs.at(channels, queries, outcome)
-            heads.found[task] = regressor.rating_head(rated, outcome.data)
+            head = regressor.rating_head(Pairs.at(channels, queries, outcome), outcome.data)
         else:
             labels = np.asarray(outcome[pairs.queries, pairs.items], np.float64).ravel()
-            heads.found[task] = regressor.event_head(pairs, labels)
+            head = regressor.event_head(pairs, labels)
+        if head is None:
+            heads.left_out[task] = (
+                f"of {outcome.nnz} pairs on valid it says no more than their mean"
+            )
+        else:
+            heads.found[task] = head
     return heads
 
 
@@ -185,58 +170,11 @@ def _present(settings: TaskSettings, task: Head, histories: Histories) -> tuple[
     return tuple(kind for kind in named if kind in histories.kind_names)
 
 
-def task_queries(known: Histories, lists: Lists) -> Queries:
-    """One query for each user with a history, whatever follows; nothing is relevant yet."""
-    users = np.flatnonzero(np.diff(known.starts))
-    met = known.binary()[users]
-    nothing = sp.csr_matrix(met.shape, dtype=np.float32)
-    excluded = met if lists == "new" else nothing
-    return Queries(known, known.of_users(users), users, nothing, excluded)
-
-
-def outcomes_of(
-    task: Head, later: Histories, kinds: Sequence[str], queries: Queries
-) -> sp.csr_matrix:
-    """What followed, (n_queries × n_items) CSR: 1 for a hit, or the value of the last rating."""
-    if task != "rating":
-        hits = later.where(later.of_kinds(kinds)).binary()[queries.users]
-        hits = (hits - hits.multiply(queries.excluded)).tocsr()
-        hits.eliminate_zeros()
-        return hits
-    rows = _ratings(later, kinds)[::-1]  # the last first
-    users = later.users()[rows]
-    _, last = np.unique(users * later.n_items + later.items[rows], return_index=True)
-    rows, users = rows[last], users[last]
-    values = np.zeros(0) if later.values is None else later.values[rows]
-    shape = (later.n_users, later.n_items)
-    return sp.csr_matrix((values, (users, later.items[rows])), shape)[queries.users]
-
-
-def _ratings(histories: Histories, kinds: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The numbers of the events of these kinds that have a value."""
-    if histories.values is None:
-        return np.zeros(0, np.int64)
-    return np.flatnonzero(histories.of_kinds(kinds) & np.isfinite(histories.values))
-
-
-def window(known: Histories, later: Histories) -> float | None:
-    """Days from the newest known event to the newest later one; None if not all are later."""
-    if not len(later.times) or not (later.times >= known.newest).all():
-        return None
-    return (later.newest - known.newest) / DAY
-
-
-def _shares(histories: Histories, kinds: Sequence[str]) -> Doubles:
-    """log(users with such an event on the item + ½), 0 for the mean item; (n_items) float64."""
-    users = np.asarray(histories.where(histories.of_kinds(kinds)).binary().sum(axis=0)).ravel()
-    logs = np.log(users + 0.5)
-    return np.asarray(logs - logs.mean())
-
-
 @dataclass(frozen=True, eq=False)
 class _Regressor:
     """What is common to the heads: how pairs become rows, and parameters a head."""
 
+    channels: Sequence[Channel]
     train: Histories
     side: ItemSide
     queries: Queries
@@ -244,67 +182,80 @@ class _Regressor:
     lists: Lists
     days: float | None
 
-    def event_head(self, pairs: Pairs, hits: Doubles) -> TaskHead:
-        """A head whose prediction is a probability."""
-        facts = user_facts(self.train, self.queries.spans, self.kinds, None)
-        popularity, shares = self.side.popularity, _shares(self.train, self.kinds)
-        design = self._design(pairs, facts, np.stack([popularity, shares], axis=1))
+    def event_head(self, pairs: Pairs, hits: Doubles) -> TaskHead | None:
+        """A head whose prediction is a probability; None if one for all pairs is as good."""
+        cold = self.side.cold[pairs.items]
+        new, of_new = pairs.take(cold), hits[cold]
+        pairs, hits = pairs.take(~cold), hits[~cold]
+        user = user_facts(self.train, self.queries.spans, self.kinds, None)
+        of_items = np.stack([self.side.popularity, event_shares(self.train, self.kinds)], axis=1)
+        design = self._design(pairs, user, of_items)
         fitted = self._fitted(design, hits, pairs, "logistic", np.zeros(len(pairs)))
-        weights, half = pairs.weights, self._half(pairs)
-        method, link, calibrated = calibrate(fitted.held_out, hits, weights, half)
-        before = 1.0 / (1.0 + np.exp(-fitted.held_out))
+        share = float(np.average(hits, weights=pairs.weights))
+        guess = _lost(np.full(len(hits), float(logit(share))), hits, "logistic")
+        lost = _lost(fitted.held_out, hits, "logistic")
+        if not _clearly_less(pairs.weights * lost, pairs.weights * guess):
+            return None
+        as_new = (new, of_new) if of_new.sum() >= ENOUGH else (pairs, hits)
+        weights = self._of_new(*as_new, user, fitted)
+        method, link, calibrated = calibrate(
+            fitted.held_out, hits, pairs.weights, self._half(pairs)
+        )
         listed = _listed(pairs, fitted.held_out)
-        facts_of = {
-            "pairs": float(weights.sum()),
+        facts = {
+            "pairs": float(pairs.weights.sum()),
             "hits": int(hits.sum()),
-            "share": float(np.average(hits, weights=weights)),
+            "share": share,
             "penalty": fitted.penalty,
             "calibration": method,
-            "auc": auc(fitted.held_out, hits, weights),
-            "log_loss": log_loss(calibrated, hits, weights),
+            "auc": auc(fitted.held_out, hits, pairs.weights),
+            "log_loss": log_loss(calibrated, hits, pairs.weights),
+            f"share@{LISTED}": float(np.average(hits[listed], weights=pairs.weights[listed])),
         }
-        for name, found in (("before", before), ("after", calibrated)):
-            facts_of[f"ece_{name}"] = calibration_error(found, hits, weights)
-            of_listed = calibration_error(found[listed], hits[listed], weights[listed])
-            facts_of[f"ece@{LISTED}_{name}"] = of_listed
-        return self._head(fitted.theta, link, facts_of)
+        for name, found in (("before", expit(fitted.held_out)), ("after", calibrated)):
+            for suffix, of in (("", slice(None)), (f"@{LISTED}", listed)):
+                error = calibration_error(found[of], hits[of], pairs.weights[of])
+                facts[f"ece{suffix}_{name}"] = error
+        facts["hits_of_new_products"] = int(of_new.sum())
+        return self._head(fitted.theta, weights, link, facts)
 
-    def rating_head(self, pairs: Pairs, values: Doubles) -> TaskHead:
-        """A head whose prediction is a value on the scale of the ratings."""
-        rows = _ratings(self.train, self.kinds)
-        known = values if self.train.values is None else np.r_[self.train.values[rows], values]
+    def rating_head(self, pairs: Pairs, values: Doubles) -> TaskHead | None:
+        """A head whose prediction is a rating; None if means of ratings are as good."""
+        known = values
+        if self.train.values is not None:
+            known = np.r_[self.train.values[ratings(self.train, self.kinds)], values]
         base = MeanRatings.of(self.train, self.kinds, shrink=SHRINK).of_items
-        facts = user_facts(self.train, self.queries.spans, self.kinds, base.astype(np.float32))
-        design = self._design(pairs, facts, np.zeros((len(base), 2)))
+        user = user_facts(self.train, self.queries.spans, self.kinds, base.astype(np.float32))
+        design = self._design(pairs, user, np.zeros((len(base), 2)))
         fitted = self._fitted(design, values, pairs, "squared", base[pairs.items])
         link = Bounded(float(known.min()), float(max(known.max(), known.min() + 1e-6)))
         plain = MeanRatings.of(self.train, self.kinds)
-        users = self.queries.users[pairs.queries]
-        means = plain.of_items[pairs.items] + plain.of_users[users] - plain.mean
-        guesses = {
-            "head": link(fitted.held_out),
-            "global_mean": np.full(len(values), plain.mean),
-            "item_and_user_means": link(means),
+        guesses = plain.guesses(self.queries.users[pairs.queries], pairs.items, link)
+        lost = [(guess - values) ** 2 for guess in guesses.values()]
+        if not all(_clearly_less((link(fitted.held_out) - values) ** 2, of) for of in lost):
+            return None
+        facts = {
+            "pairs": len(values),
+            "penalty": fitted.penalty,
+            **rating_errors(link(fitted.held_out), values),
+            "baselines": {name: rating_errors(of, values) for name, of in guesses.items()},
         }
-        errors = {name: rating_errors(guess, values) for name, guess in guesses.items()}
-        found = {"pairs": len(values), "penalty": fitted.penalty, **errors.pop("head")}
-        return self._head(fitted.theta, link, {**found, "baselines": errors})
+        new = np.where(self._known_of_new(), fitted.theta[: len(self.channels)], 0.0), 0.0
+        return self._head(fitted.theta, new, link, facts)
 
-    def _design(self, pairs: Pairs, facts: Doubles, of_items: Doubles) -> Doubles:
-        """Rows of the regression, (n_pairs × (2 · n_channels + 9)) float64.
+    def _design(self, pairs: Pairs, user: Doubles, of_items: Doubles) -> Doubles:
+        """Rows of the regression, (n_pairs × (2 · n_channels + 8)) float64.
 
         A gate rises or falls with popularity p from 0 to 1, and stays at least 0 between if it is
-        at both ends: a gate of a · (1 − p) + b · p has two columns. An item never seen in training
-        is weighed as one that is hardly known, with a bias of its own.
+        at both ends: a gate of a · (1 − p) + b · p has two columns.
         """
         popularity = self.side.popularity[pairs.items, None]
-        trend, cold = self.side.trend[pairs.items], self.side.cold[pairs.items]
         parts = (
             pairs.scores * (1.0 - popularity),
             pairs.scores * popularity,
-            np.stack([np.where(cold, 0.0, trend), cold], axis=1),
+            self.side.trend[pairs.items, None],
             of_items[pairs.items],
-            facts[pairs.queries],
+            user[pairs.queries],
         )
         return np.concatenate(parts, axis=1, dtype=np.float64)
 
@@ -316,13 +267,15 @@ class _Regressor:
     def _fitted(
         self, design: Doubles, target: Doubles, pairs: Pairs, loss: Loss, offset: Doubles
     ) -> _Fitted:
-        """The parameters, with the penalty that does best on users that were not fitted on."""
+        """The parameters, with a penalty chosen on users that were not fitted on.
+
+        That is the largest that does no worse than the best by more than a standard error (Breiman
+        et al., 1984).
+        """
         weights, half = pairs.weights, self._half(pairs)
-        free = design.shape[1] - 2 * pairs.scores.shape[1]
-        lower = np.r_[np.zeros(design.shape[1] - free), np.full(free, -np.inf)]
-        mean = np.average(design, axis=0, weights=weights)
-        spread = np.average(design**2, axis=0, weights=weights) - mean**2
-        scale = np.maximum(spread, FLOOR)
+        n_gates = 2 * len(self.channels)
+        lower = np.r_[np.zeros(n_gates), np.full(design.shape[1] - n_gates, -np.inf)]
+        scale = _scale(design, weights)
         scale[-len(OWN)] = FLOOR  # the intercept
 
         def fit(rows: Flags | slice, penalty: float, start: Doubles | None) -> Doubles:
@@ -337,40 +290,60 @@ class _Regressor:
                 start=start,
             )
 
-        best: _Fitted | None = None
-        least = np.inf
+        found: list[tuple[_Fitted, Doubles]] = []
         starts: list[Doubles | None] = [None, None]
         for penalty in PENALTIES:
             held_out = offset.copy()
-            for side, judged in enumerate((half, ~half)):
-                starts[side] = theta = fit(~judged, penalty, starts[side])
+            for number, judged in enumerate((half, ~half)):
+                starts[number] = theta = fit(~judged, penalty, starts[number])
                 held_out[judged] += design[judged] @ theta
-            if loss == "logistic":
-                found = log_loss(1.0 / (1.0 + np.exp(-held_out)), target, weights)
-            else:
-                found = float(np.mean((held_out - target) ** 2))
-            if found < least:
-                least, best = found, _Fitted(theta, penalty, held_out)
-        if best is None:
-            raise FloatingPointError("the regression gave no number")
-        return _Fitted(fit(slice(None), best.penalty, best.theta), best.penalty, best.held_out)
+            lost = weights * _lost(held_out, target, loss)
+            found.append((_Fitted(theta, penalty, held_out), lost))
+        _, least = min(found, key=lambda one: float(one[1].sum()))
+        chosen = next(fitted for fitted, lost in found if not _clearly_less(least, lost))
+        return replace(chosen, theta=fit(slice(None), chosen.penalty, chosen.theta))
 
-    def _head(self, theta: Doubles, link: Link, facts: dict[str, Any]) -> TaskHead:
-        n = (len(theta) - 4 - len(OWN)) // 2
-        rare, popular, rest = theta[:n], theta[n : 2 * n], theta[2 * n :]
-        weights = FusionWeights(
-            rare.astype(np.float32),
-            (popular - rare).astype(np.float32),
-            rare.astype(np.float32),
-            float(rest[0]),
-            float(rest[1]),
+    def _of_new(
+        self, pairs: Pairs, hits: Doubles, user: Doubles, fitted: _Fitted
+    ) -> tuple[Doubles, float]:
+        """What channels and the bias weigh for items never seen in training.
+
+        What the user's facts weigh stays. The pairs are those of such items or, where too few were
+        hits to learn from, those of all others, of which nothing is looked at but what would be
+        known if they were new: that nobody wanted what is not on sale yet says nothing.
+        """
+        known = self._known_of_new()
+        ones = np.ones((len(pairs), 1))
+        design = np.concatenate([pairs.scores[:, known], ones], axis=1, dtype=np.float64)
+        theta = regression(
+            design,
+            hits,
+            pairs.weights,
+            loss="logistic",
+            penalty=fitted.penalty * np.r_[_scale(design[:, :-1], pairs.weights), FLOOR],
+            lower=np.r_[np.zeros(known.sum()), -np.inf],
+            offset=user[pairs.queries] @ fitted.theta[-len(OWN) :],
         )
+        gates = np.zeros(len(known))
+        gates[known] = theta[:-1]
+        return gates, float(theta[-1])
+
+    def _known_of_new(self) -> Flags:
+        """The channels that know an item by what it is, (n_channels) bool."""
+        return np.array([not of_history(channel) for channel in self.channels], bool)
+
+    def _head(
+        self, theta: Doubles, new: tuple[Doubles, float], link: Link, facts: dict[str, Any]
+    ) -> TaskHead:
+        n = len(self.channels)
+        rare, popular, rest = theta[:n], theta[n : 2 * n], theta[2 * n :]
+        gates = (part.astype(np.float32) for part in (rare, popular - rare, new[0]))
         about = {"kinds": list(self.kinds), "lists": self.lists, "days": self.days}
         return TaskHead(
-            weights=weights,
-            popularity=float(rest[2]),
-            share=float(rest[3]),
-            own=rest[4:],
+            weights=FusionWeights(*gates, float(rest[0]), new[1]),
+            popularity=float(rest[1]),
+            share=float(rest[2]),
+            own=rest[3:],
             link=link,
             kinds=self.kinds,
             lists=self.lists,
@@ -388,6 +361,25 @@ class _Fitted:
     held_out: Doubles
 
 
+def _lost(line: Doubles, target: Doubles, loss: Loss) -> Doubles:
+    """The loss of each row, (n_rows)."""
+    if loss == "logistic":
+        return np.asarray(np.logaddexp(0.0, line) - target * line)
+    return (line - target) ** 2
+
+
+def _clearly_less(one: Doubles, other: Doubles) -> bool:
+    """Whether the rows of one lose less than those of the other by more than a standard error."""
+    gain = other - one
+    return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
+
+
+def _scale(design: Doubles, weights: Doubles) -> Doubles:
+    """The variance of each column, at least FLOOR."""
+    mean = np.average(design, axis=0, weights=weights)
+    return np.maximum(np.average(design**2, axis=0, weights=weights) - mean**2, FLOOR)
+
+
 def _listed(pairs: Pairs, scores: Doubles) -> Flags:
     """The pairs at the top of each query's list."""
     order = np.lexsort((-scores, ~pairs.leading, pairs.queries))
@@ -396,9 +388,3 @@ def _listed(pairs: Pairs, scores: Doubles) -> Flags:
     listed = np.zeros(len(pairs), bool)
     listed[order] = np.arange(len(pairs)) - first < LISTED
     return listed & pairs.leading
-
-
-def rating_errors(guesses: Doubles, values: Doubles) -> dict[str, float]:
-    """Root of the mean square, and mean absolute error."""
-    gaps = guesses - values
-    return {"rmse": float(np.sqrt(np.mean(gaps**2))), "mae": float(np.abs(gaps).mean())}

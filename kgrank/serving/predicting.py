@@ -14,16 +14,10 @@ from kgrank.fusion.calibration import auc, calibration_error, log_loss
 from kgrank.fusion.evidence import SPLITS
 from kgrank.fusion.history import DAY, Histories
 from kgrank.fusion.model import Head, exclude
-from kgrank.fusion.prediction import Logistic
+from kgrank.fusion.outcomes import MeanRatings, outcomes_of, rating_errors, task_queries, window
+from kgrank.fusion.prediction import Bounded, Logistic
 from kgrank.fusion.queries import Queries
-from kgrank.fusion.tasks import (
-    LISTED,
-    MeanRatings,
-    outcomes_of,
-    rating_errors,
-    task_queries,
-    window,
-)
+from kgrank.fusion.tasks import LISTED
 from kgrank.progress import Progress
 from kgrank.serving.bundle import Bundle
 
@@ -104,6 +98,7 @@ def _of_events(
         "pairs": len(every[0]),
         "hits": int(every[1].sum()),
         "share": float(share),
+        f"share@{LISTED}": float(listed_too[1].mean()),
         "mean_probability": float(probability.mean()),
         "auc": auc(every[0], every[1], ones),
         "log_loss": log_loss(probability, every[1], ones),
@@ -119,7 +114,7 @@ def _of_ratings(
     bundle: Bundle, queries: Queries, outcomes: sp.csr_matrix, progress: Progress
 ) -> dict[str, Any]:
     predictor, values = bundle.model.predictors["rating"], outcomes.data
-    if not len(values):
+    if not len(values) or not isinstance(predictor.link, Bounded):
         return {"pairs": 0}
     query = np.repeat(np.arange(len(queries)), np.diff(outcomes.indptr))
     scores = np.zeros(len(values))
@@ -128,9 +123,7 @@ def _of_ratings(
         at = query[of_block] - rows[0], outcomes.indices[of_block]
         scores[of_block] = found.numpy()[at]
     means = MeanRatings.of(queries.histories, predictor.kinds)
-    of_items, of_users = means.of_items[outcomes.indices], means.of_users[queries.users[query]]
-    both = predictor.link(of_items + of_users - means.mean)
-    guesses = {"global_mean": np.full(len(values), means.mean), "item_and_user_means": both}
+    guesses = means.guesses(queries.users[query], outcomes.indices, predictor.link)
     baselines = {name: rating_errors(guess, values) for name, guess in guesses.items()}
     errors = rating_errors(predictor.link(scores), values)
     return {"pairs": len(values), **errors, "baselines": baselines}

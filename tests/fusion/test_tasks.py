@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from kgrank.fusion.channels import Channel, ItemItem
+from kgrank.fusion.channels import Channel, ItemItem, SparseFeatures
 from kgrank.fusion.evidence import ItemFeatures, item_side, numbered
 from kgrank.fusion.history import DAY, Decay, Histories
 from kgrank.fusion.model import FusedModel
+from kgrank.fusion.outcomes import MeanRatings, outcomes_of, task_queries
 from kgrank.fusion.pairs import Pairs
 from kgrank.fusion.prediction import Lists
 from kgrank.fusion.settings import FitSettings, TaskSettings
-from kgrank.fusion.tasks import MeanRatings, TaskHeads, learn_tasks, outcomes_of, task_queries
+from kgrank.fusion.tasks import TaskHeads, learn_tasks
 from kgrank.fusion.training import fit
 from kgrank.kg.vocabulary import Vocabulary
 
@@ -125,6 +128,43 @@ def test_a_users_own_part_changes_no_list_and_parts_sum_to_the_score() -> None:
         base = model.predictors[head].base
         without = plain.scores(train, spans, head)[0].numpy() + base
         assert values[0].tolist() == pytest.approx((without[items[0]] + own[0]).tolist(), rel=1e-5)
+
+
+def test_a_new_product_is_as_probable_as_others_of_its_words() -> None:
+    """Ten products nobody has met, and nobody has bought on valid, are of a side by their word."""
+    histories, splits = world()
+    kept = histories.items < N_ITEMS - 10
+    histories, splits = histories.where(kept), splits[kept]
+    words = sp.csr_matrix(np.eye(2, dtype=np.float32)[np.arange(N_ITEMS) % 2])
+    text = Channel("text", Decay(kinds={"rating": 0.0}), SparseFeatures(words))
+    train = histories.where(splits == 0)
+    side = item_side(train)
+    channels = (sides(), text)
+    heads = learn_tasks(channels, side, histories, splits, TaskSettings(), lists="all", seed=0)
+    head = heads.found["purchase"]
+    assert head.facts["pairs"] == pytest.approx(N_USERS * (N_ITEMS - 10), rel=0.01)
+    assert head.weights.cold[0] == 0.0  # it knows products by who chose them
+    model = FusedModel(
+        channels, side, {"purchase": head.weights}, {"purchase": head.predictor(train, side)}
+    )
+    scores = model.scores(train, train.of_users(np.arange(N_USERS)), "purchase")
+    found = model.predictors["purchase"].link(scores)[:, -10:]
+    own = np.arange(N_ITEMS)[-10:] % 2 == np.arange(N_USERS)[:, None] % 2
+    assert found[own].mean() == pytest.approx(0.04, abs=0.006)
+    assert found[~own].mean() == pytest.approx(0.01, abs=0.004)
+
+
+def test_a_head_that_says_no_more_than_a_mean_is_left_out() -> None:
+    """Ratings are noise."""
+    histories, splits = world()
+    noise = np.random.default_rng(5).normal(3.0, 1.0, len(splits))
+    rated = histories.of_kinds(["rating"])
+    histories = replace(histories, values=np.where(rated, noise, np.nan))
+    side = item_side(histories.where(splits == 0))
+    settings = TaskSettings(click=(), purchase=())
+    heads = learn_tasks([sides()], side, histories, splits, settings, lists="all", seed=0)
+    assert heads.found == {}
+    assert heads.left_out["rating"] == "of 800 pairs on valid it says no more than their mean"
 
 
 def test_a_task_without_enough_rows_is_left_out_and_why() -> None:
