@@ -337,10 +337,10 @@ class _Regressor:
     ) -> TaskHead:
         n = len(self.channels)
         rare, popular, rest = theta[:n], theta[n : 2 * n], theta[2 * n :]
-        gates = (part.astype(np.float32) for part in (rare, popular - rare, new[0]))
+        weight, slope, cold = (part.astype(np.float32) for part in (rare, popular - rare, new[0]))
         about = {"kinds": list(self.kinds), "lists": self.lists, "days": self.days}
         return TaskHead(
-            weights=FusionWeights(*gates, float(rest[0]), new[1]),
+            weights=FusionWeights(weight, slope, cold, float(rest[0]), new[1]),
             popularity=float(rest[1]),
             share=float(rest[2]),
             own=rest[3:],
