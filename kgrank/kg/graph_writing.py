@@ -200,6 +200,7 @@ class _Writing:
             "attributes": json.dumps(graph.attributes),
             "heads": json.dumps([KINDS[head] for head in heads]),
             "vectors": json.dumps(self.properties),
+            "vectors_hash": "",
         }
         told = ", ".join(f"g.{name} = ${name}" for name in about)
         query = (
