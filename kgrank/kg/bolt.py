@@ -158,6 +158,23 @@ class Server:
                 ]
             )
 
+    def columns(self, query: str, n: int, **parameters: Any) -> list[list[Any]]:
+        """The n columns of a query's rows; for many rows.
+
+        Raises:
+            StoreError: the server cannot be reached, or refuses.
+        """
+
+        def work(transaction: neo4j.ManagedTransaction) -> list[list[Any]]:
+            columns: list[list[Any]] = [[] for _ in range(n)]
+            for record in transaction.run(query, parameters):
+                for column, value in zip(columns, record, strict=True):
+                    column.append(value)
+            return columns
+
+        with self._told(), self._session() as session:
+            return session.execute_read(work)
+
     def schema(self, command: str) -> None:
         """Run a command that changes the schema, which has a transaction of its own.
 

@@ -170,12 +170,11 @@ def _sizes(graph: KnowledgeGraph) -> dict[str, int]:
 
 def _graph(source: str, sets: Sequence[str] | None, progress: Progress) -> KnowledgeGraph:
     """The graph of a server, a bundle, an exported graph, or of tables without their test rows."""
-    from kgrank.config import read_config
+    from kgrank.config import read_config, read_source
     from kgrank.kg.bolt import Address, Server, is_server
     from kgrank.kg.graph import KnowledgeGraph
     from kgrank.kg.graph_files import load_graph
     from kgrank.kg.graph_server import read_graph
-    from kgrank.kg.tables import read_tables
     from kgrank.serving.bundle_folder import open_bundle
 
     if is_server(source):
@@ -188,6 +187,6 @@ def _graph(source: str, sets: Sequence[str] | None, progress: Progress) -> Knowl
     if graph is not None:
         return graph
     config = read_config(path, sets or ())
-    tables = read_tables(path, config.tables).without_test_items(config.split)
+    tables = read_source(path, config).without_test_items(config.split)
     progress("graph", 0, 1)
     return KnowledgeGraph.from_tables(tables.with_split(config.split), config.kg)
