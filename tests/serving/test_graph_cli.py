@@ -1,13 +1,18 @@
 """The verbs of the graph: to files of other tools and back, and in numbers."""
 
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import networkx
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from kgrank.kg.bolt import PASSWORD_VARIABLE, Server
+from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.graph_files import load_pyg
 from kgrank.serving.bundle import Bundle
@@ -122,3 +127,63 @@ def test_nothing_is_written_over_and_damage_is_named(tiny_shop: Path, tmp_path: 
     assert other.exit_code == 1
     assert "found no node-link JSON" in other.stderr
     assert not (tmp_path / "back").exists()
+
+
+def test_the_graph_goes_to_a_server_and_comes_back(
+    tiny_shop: Path, bolt: Server, bolt_uri: str, tmp_path: Path
+) -> None:
+    told = answer("graph", "export", tiny_shop, "--to", bolt_uri)
+    assert (told["generation"], told["edges_written"]) == (1, told["edges"])
+    assert PASSWORD_VARIABLE not in os.environ or os.environ[PASSWORD_VARIABLE] not in str(told)
+    assert answer("graph", "export", tiny_shop, "--to", bolt_uri)["parts_written"] == 0
+    back = answer("graph", "import", bolt_uri, "--out", tmp_path / "back")
+    assert back["fingerprint"] == told["fingerprint"]
+    shown = run("graph", "stats", bolt_uri)
+    assert shown.exit_code == 0
+    assert "degree 50%" in shown.stdout
+    store = EmbeddingStore.create(tmp_path / "store").write(
+        "item", ["a1"], np.ones((1, 4), np.float32)
+    )
+    assert store.groups == {"item": 1}
+    vectors = ("--vectors", tmp_path / "store")
+    assert answer("graph", "export", tiny_shop, "--to", bolt_uri, *vectors)["with vector_item"] == 1
+
+
+def test_a_model_is_trained_from_a_server(
+    tiny_shop: Path, bolt: Server, bolt_uri: str, tmp_path: Path
+) -> None:
+    answer("graph", "export", tiny_shop, "--to", bolt_uri)
+    models = tmp_path / "models"
+    toml = tmp_path / "kgrank.toml"
+    toml.write_text(
+        f'neo4j.uri = "{bolt_uri}"\nneo4j.events = ["purchase"]\n'
+        'text.model = "none"\nkg.encoder = "none"\n'
+    )
+    counts = answer("validate", bolt_uri)["tables"]
+    assert (counts["users"], counts["items"], counts["queries"]) == (9, 12, 0)
+    told = answer("train", toml, "--out", models)
+    assert (told["users"], told["items"]) == (9, 12)
+    assert answer("evaluate", models, "--split", "valid")["queries"] > 0
+    assert answer("similar", models, "--item", "a1", "-n", 1)["similar"]
+    straight = ("--set", "text.model=none", "--set", "kg.encoder=none")
+    other = answer("train", bolt_uri, "--out", tmp_path / "other", *straight)
+    assert (other["rows"], other["edges"]) == (told["rows"], told["edges"])
+
+
+def test_a_server_that_is_not_there_is_told(tiny_shop: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        uri = f"bolt://127.0.0.1:{taken.getsockname()[1]}/shop"
+        for words in (
+            ("graph", "export", tiny_shop, "--to", uri),
+            ("train", uri, "--out", tmp_path / "models"),
+            ("validate", uri),
+        ):
+            result = run(*words)
+            assert result.exit_code == 1
+            assert f"{uri}: found no answer" in result.stderr
+    assert not (tmp_path / "models").exists()
+    wrong = run("train", "bolt://me:hush@host")
+    assert wrong.exit_code == 1
+    assert "found a password in the address" in wrong.stderr
+    assert "hush" not in wrong.stderr
