@@ -37,6 +37,11 @@ class BoltServer:
         return f"127.0.0.1:{self._ports[0]}"
 
     @property
+    def pid(self) -> int | None:
+        """The number of the process, while it runs."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def uri(self) -> str:
         """What the command line takes."""
         return f"bolt://{USER}@{self.address}/{DATABASE}"
