@@ -6,6 +6,7 @@ The defaults are the labels and properties that `kgrank graph export` writes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, date, datetime
 from typing import Any
 
 from kgrank.errors import ConfigError, DataError, Fault
@@ -233,5 +234,12 @@ def _named(values: dict[str, list[Any]], **names: str) -> dict[str, list[Any]]:
 
 
 def _moment(time: Any) -> Any:
-    """A time of Neo4j as Python has it; a number or text as it is."""
-    return time.to_native() if hasattr(time, "to_native") else time
+    """A date or time of Neo4j as seconds UTC (without a zone: UTC); a number or text as it is."""
+    if not hasattr(time, "to_native"):
+        return time
+    native = time.to_native()
+    if not isinstance(native, datetime):
+        if not isinstance(native, date):
+            return str(time)
+        native = datetime(native.year, native.month, native.day)
+    return (native if native.tzinfo else native.replace(tzinfo=UTC)).timestamp()

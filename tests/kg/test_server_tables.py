@@ -1,17 +1,19 @@
 """A graph server read as tables: an export of ours, and a database of somebody else's labels."""
 
 from dataclasses import replace
+from datetime import timedelta, timezone
 from typing import Any
 
 import pandas as pd
 import pytest
+from neo4j.time import Date, DateTime
 
 from kgrank.data import sample_shop
 from kgrank.errors import ConfigError, DataError, StoreError
 from kgrank.kg.bolt import Server
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.graph_writing import write_graph
-from kgrank.kg.server_tables import Neo4jSettings, read_server_tables
+from kgrank.kg.server_tables import Neo4jSettings, _moment, read_server_tables
 from kgrank.kg.tables import read_tables
 
 THEIRS = """
@@ -23,7 +25,7 @@ CREATE (ann:Customer {nr: 7, city: 'Lund', since: date('2020-01-31')}),
        (acme:Brand {key: 1, label: 'Acme'}), (tools:Category {key: 1}),
        (ann)-[:BOUGHT {at: datetime('2024-01-02T03:04:05Z'), n: 2}]->(saw),
        (ann)-[:BOUGHT {at: datetime('2024-01-02T03:04:05Z'), n: 2}]->(saw),
-       (bob)-[:SAW {at: datetime('2024-01-03T00:00:00+01:00')}]->(nail),
+       (bob)-[:SAW {at: datetime('2024-01-02T23:00:00Z')}]->(nail),
        (bob)-[:HATES]->(nail),
        (saw)-[:MADE_BY]->(acme), (saw)-[:IN {share: 0.5}]->(tools), (nail)-[:IN]->(tools),
        (acme)-[:OWNS]->(:Warehouse {key: 1})
@@ -88,6 +90,21 @@ def test_labels_of_somebody_else_become_tables(theirs: Server, bolt_uri: str) ->
     ]
     only = read_server_tables(settings(bolt_uri, relations=("MADE_BY", "HATES")))
     assert sorted(only.triples["relation"]) == ["HATES", "MADE_BY"]
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        (DateTime(2024, 1, 3, tzinfo=timezone(timedelta(hours=1))), 1_704_236_400.0),
+        (DateTime(2024, 1, 3), 1_704_240_000.0),
+        (Date(2024, 1, 3), 1_704_240_000.0),
+        (7, 7),
+        ("2024-01-03", "2024-01-03"),
+        (None, None),
+    ],
+)
+def test_times_of_neo4j_become_seconds(time: Any, seconds: Any) -> None:
+    assert _moment(time) == seconds
 
 
 @pytest.mark.parametrize(
