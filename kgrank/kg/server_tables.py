@@ -134,7 +134,8 @@ class _Reading:
         wanted = {"id": id_, **told}
         shown = ", ".join(f"n.{quoted(name)} AS c{n}" for n, name in enumerate(wanted.values()))
         query = f"MATCH (n:{quoted(label)}) RETURN {shown}"
-        return dict(zip(wanted, self.server.columns(query, len(wanted)), strict=True))
+        columns = self.server.columns(query, len(wanted))
+        return {n: [_plain(cell) for cell in c] for n, c in zip(wanted, columns, strict=True)}
 
     def _entities(self) -> dict[str, list[Any]]:
         settings = self.settings
@@ -231,6 +232,13 @@ def _named(values: dict[str, list[Any]], **names: str) -> dict[str, list[Any]]:
     """The columns with new names: new = old."""
     old = {before: new for new, before in names.items()}
     return {old.get(name, name): column for name, column in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A property as JSON could hold it: a date or place as text."""
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _moment(time: Any) -> Any:

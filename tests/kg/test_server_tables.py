@@ -49,7 +49,7 @@ def settings(server: str, **values: Any) -> Neo4jSettings:
             "time": "at",
             "value": "n",
             "weight": "share",
-            "attributes": ("city", "price", "tags"),
+            "attributes": ("city", "price", "tags", "since"),
             **values,
         }
     )
@@ -78,7 +78,10 @@ def test_labels_of_somebody_else_become_tables(theirs: Server, bolt_uri: str) ->
         ["N-1", "", "", None, ""],
         ["S-1", "Hand saw", "It saws.", 12.5, "a|b"],
     ]
-    assert rows(tables.users[["user_id", "city"]]) == [["7", "Lund"], ["8", ""]]
+    assert rows(tables.users[["user_id", "city", "since"]]) == [
+        ["7", "Lund", "2020-01-31"],
+        ["8", "", ""],
+    ]
     assert rows(tables.entities) == [
         ["Brand:1", "Acme", "Brand"],
         ["Category:1", "Category:1", "Category"],
