@@ -16,7 +16,7 @@ from kgrank.fusion.settings import FitSettings
 from kgrank.kg.building import GraphSettings
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import TablesSettings
-from kgrank.settings import LearnSettings, Section
+from kgrank.settings import LearnSettings, RulesSettings, Section
 
 
 class Config(Section):
@@ -32,6 +32,7 @@ class Config(Section):
         fit: how the model is fitted.
         learn: how its learned parts are trained.
         pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
+        rules: where the shop's rules lie.
     """
 
     tables: TablesSettings = TablesSettings()
@@ -43,6 +44,7 @@ class Config(Section):
     fit: FitSettings = FitSettings()
     learn: LearnSettings = LearnSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    rules: RulesSettings = RulesSettings()
 
 
 def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,8 @@ from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.explaining import Profile, explain, profile
 from kgrank.serving.explanation import Explanation
+from kgrank.serving.rules import Rules
+from kgrank.serving.ruling import VISITOR, Ruling
 from kgrank.serving.vectors import write_vectors
 
 
@@ -30,23 +33,56 @@ class Recommender:
     Args:
         bundle: the fitted bundle.
         device: "auto" (cuda where there is one), "cpu" or "cuda": where dense products are done.
+        rules: the rules that lists keep to; the bundle's if None. `Rules.none()` for none.
+        at: the moment, seconds UTC, that lists are for; None = when they are made. Only rules
+            ask for it.
 
     Raises:
         ModelError: there is no such device here.
+        ConfigError: the rules speak of what the bundle has not.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        rules: Rules | None = None,
+        at: float | None = None,
+    ) -> None:
         self.bundle = bundle
         self.model: FusedModel = bundle.model.to(choose_device(device))
+        rules = bundle.rules if rules is None else rules
+        self.ruling = Ruling(bundle, self.model, rules, at) if len(rules) else None
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> Recommender:
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        rules: str | Path | Rules | None = None,
+        at: float | None = None,
+    ) -> Recommender:
         """Read a bundle's folder, or the current one of a models folder.
+
+        Args:
+            path: the folder.
+            device: as for the class.
+            rules: a file of rules (`kgrank.serving.rules`) in place of those in the bundle, so
+                that they change without training; or `Rules` themselves.
+            at: as for the class.
 
         Raises:
             BundleError: the bundle is damaged, missing or of an unknown format.
+            ConfigError: the rules are at fault; a line for each fault.
         """
-        return cls(Bundle.load(path), device)
+        read = Rules.read(rules) if isinstance(rules, str | Path) else rules
+        return cls(Bundle.load(path), device, read, at)
+
+    def fixed(self) -> Recommender:
+        """The same recommender, all its lists for this moment: rules do not change meanwhile."""
+        same = copy(self)
+        same.ruling = self.ruling and self.ruling.fixed()
+        return same
 
     def recommend(
         self,
@@ -55,7 +91,7 @@ class Recommender:
         candidates: Sequence[str] | None = None,
         repeats: Repeats = "exclude",
     ) -> pd.DataFrame:
-        """The n best items of each user.
+        """The n best items of each user, under the rules.
 
         Args:
             user_ids: users the bundle knows.
@@ -66,7 +102,8 @@ class Recommender:
 
         Returns:
             `user_id`, `item_id`, `score` (float32), `rank` (from 1): users in the order given, each
-            best first; equal scores order by item number.
+            best first; equal scores order by item number. A score holds what rules add to it;
+            where rules pin items or spread lists out, `rank` is not the order of the scores.
 
         Raises:
             UnknownIdError: a user or candidate that the bundle does not know.
@@ -74,7 +111,8 @@ class Recommender:
         """
         users = self.bundle.users.numbers(list(user_ids))
         histories = self.bundle.histories
-        return self._lists(user_ids, histories, histories.of_users(users), n, candidates, repeats)
+        spans = histories.of_users(users)
+        return self._lists(user_ids, histories, spans, n, candidates, repeats, users)
 
     def recommend_history(
         self,
@@ -84,6 +122,8 @@ class Recommender:
         repeats: Repeats = "exclude",
     ) -> pd.DataFrame:
         """The n best items for a visitor nobody has seen before.
+
+        Of a visitor no attribute is known, and no segment: rules that ask for one do not hold.
 
         Args:
             history: (item_id, event) pairs, oldest first; may be empty.
@@ -99,11 +139,13 @@ class Recommender:
         """
         visitor = self._visitor(history)
         spans = Spans(visitor.starts[:1], visitor.starts[1:])
-        lists = self._lists([""], visitor, spans, n, candidates, repeats)
+        lists = self._lists([""], visitor, spans, n, candidates, repeats, np.array([VISITOR]))
         return lists.drop(columns="user_id")
 
     def rank(self, user_id: str, item_ids: Sequence[str]) -> pd.DataFrame:
         """The given items, met before or not, in the user's order: `item_id`, `score`, `rank`.
+
+        Rules do not touch it: who names the items has chosen them.
 
         Raises:
             UnknownIdError: the user or an item is unknown.
@@ -116,6 +158,8 @@ class Recommender:
 
     def similar_items(self, item_ids: Sequence[str], n: int = 10) -> pd.DataFrame:
         """Items that a history of the one item alone speaks for, popularity left out.
+
+        Of the rules, `exclude` and `only` are kept to where they hold for everybody.
 
         Returns:
             `item_id` (the one asked about), `similar_id`, `score`, `rank`.
@@ -135,7 +179,9 @@ class Recommender:
             n_items=len(self.bundle.items),
         )
         spans = Spans(starts[:-1], starts[1:])
-        found = self.model.top(alone, spans, "new", n, repeats="exclude", bias=False)
+        users = np.full(len(items), VISITOR)
+        pick = self.ruling.pick(users, n, "new", only_leave_out=True) if self.ruling else None
+        found = self.model.top(alone, spans, "new", n, repeats="exclude", bias=False, pick=pick)
         table = _table(item_ids, *found, self.bundle.items)
         return table.rename(columns={"item_id": "similar_id", "user_id": "item_id"})
 
@@ -246,12 +292,14 @@ class Recommender:
         n: int,
         candidates: Sequence[str] | None,
         repeats: Repeats,
+        users: npt.NDArray[np.integer],
     ) -> pd.DataFrame:
         _check_length(n)
-        items = self.bundle.items
+        items, head = self.bundle.items, head_of(repeats)
         numbers = None if candidates is None else items.numbers(list(candidates))
+        pick = self.ruling.pick(users, n, head, numbers) if self.ruling else None
         found = self.model.top(
-            histories, spans, head_of(repeats), n, repeats=repeats, candidates=numbers
+            histories, spans, head, n, repeats=repeats, candidates=numbers, pick=pick
         )
         return _table(names, *found, items)
 

@@ -34,6 +34,7 @@ from kgrank.loop import Sink
 from kgrank.processes import joined
 from kgrank.progress import Progress, silent
 from kgrank.serving.bundle import Bundle
+from kgrank.serving.conditions import checked_rules
 
 PICTURES_AN_AXIS = 4  # distinct pictures that a whitened axis of their vectors takes
 
@@ -205,7 +206,7 @@ def train(
         ModelError: there is nothing to fit on, an encoder cannot be loaded, training
             diverges, or another process has ended.
         DataError: the events cannot be split by the rule.
-        ConfigError: the pictures that are asked for lie nowhere.
+        ConfigError: the pictures that are asked for lie nowhere, or the shop's rules are at fault.
     """
     config = config or Config()
     tables = tables.without_test_items(config.split)
@@ -213,6 +214,7 @@ def train(
     device = choose_device(device)
     with joined(device):
         prepared = prepare(tables, config, folder, progress)
+        rules = checked_rules(tables, config, prepared.graph, prepared.items, prepared.users)
         learner = None
         if config.kg.encoder != "none":
             learner = Learner(
@@ -228,7 +230,7 @@ def train(
         fitted = fit(
             prepared.histories, prepared.splits, prepared.features, config.fit, progress, learner
         )
-    return Bundle.of(tables, config, prepared, fitted)
+    return Bundle.of(tables, config, prepared, fitted, rules)
 
 
 def assist(
