@@ -301,7 +301,7 @@ class Rules:
             name = entry.get("name") if isinstance(entry, dict) else None
             place = f"{where}, rule {name!r}" if name else f"{where}, rule {number}"
             rules += _parsed(Rule, entry, place, found)
-        names = [entry.get("name") for entry in entries if isinstance(entry, dict)]
+        names = [str(entry.get("name", "")) for entry in entries if isinstance(entry, dict)]
         for name in dict.fromkeys(name for name in names if name and names.count(name) > 1):
             found.append(
                 f"{where}, rule {name!r}: name: found {names.count(name)} rules of this name; "
