@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -271,9 +272,9 @@ class Grounds:
             near = nearest(link.relation, facts)
             yield f"found the relation {link.relation!r}; allowed: {', '.join(facts)}. {near}"
 
-    def warnings(self, rules: Rules, now: float) -> list[str]:
+    def warnings(self, rules: Rules, at: float | None = None) -> list[str]:
         """Rules that do nothing now, or less than they seem to; call it when none is at fault."""
-        told = []
+        told, now = [], time.time() if at is None else at
         for name, segment in rules.segments.items():
             ids = list(segment.ids or ())
             lost = [i for i in ids if i not in self.users.ids]
@@ -328,6 +329,18 @@ def rules_path(source: Path | None, settings: RulesSettings) -> Path | None:
         return None
     raise ConfigError(
         f"rules.file: found no file {path}; allowed: a file beside the kgrank.toml. Correct it."
+    )
+
+
+def shop_grounds(tables: Tables, config: Config) -> Grounds:
+    """What rules are read against before anything is trained: all users and items of the tables."""
+    users = pd.concat([tables.users["user_id"], tables.events["user_id"]]).drop_duplicates()
+    return Grounds.of(
+        tables.items,
+        tables.users,
+        Vocabulary.from_ids(tables.items["item_id"]),
+        Vocabulary.from_ids(users),
+        KnowledgeGraph.from_tables(tables, config.kg),
     )
 
 

@@ -158,7 +158,7 @@ def rank_users(
         "users_sha256": sha256(json.dumps(known).encode()).hexdigest(),
         "skipped_users": skipped,
     }
-    if recommender.ruling:
+    if len(recommender.ruling.rules):
         job["rules"] = list(recommender.ruling.in_force())
     _begun(out, job, resume)  # refuses before anything is written
     _make(out)
@@ -210,7 +210,7 @@ def _known(
 def fingerprint(recommender: Recommender) -> str:
     """A hash of everything that lists depend on: ids, histories, the model's numbers, rules."""
     digest, bundle = sha256(), recommender.bundle
-    if recommender.ruling:
+    if len(recommender.ruling.rules):
         digest.update(recommender.ruling.fingerprint.encode())
     _feed(digest, (bundle.model, bundle.histories))
     for vocabulary in (bundle.users, bundle.items):

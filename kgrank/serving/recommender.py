@@ -20,11 +20,13 @@ from kgrank.fusion.model import FusedModel, Head, Repeats
 from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
+from kgrank.serving.effects import with_rules
 from kgrank.serving.explaining import Profile, explain, profile
 from kgrank.serving.explanation import Explanation
 from kgrank.serving.rules import Rules
 from kgrank.serving.ruling import VISITOR, Ruling
 from kgrank.serving.vectors import write_vectors
+from kgrank.serving.why_not import WhyNot, why_not
 
 
 class Recommender:
@@ -51,8 +53,7 @@ class Recommender:
     ) -> None:
         self.bundle = bundle
         self.model: FusedModel = bundle.model.to(choose_device(device))
-        rules = bundle.rules if rules is None else rules
-        self.ruling = Ruling(bundle, self.model, rules, at) if len(rules) else None
+        self.ruling = Ruling(bundle, self.model, bundle.rules if rules is None else rules, at)
 
     @classmethod
     def load(
@@ -81,7 +82,7 @@ class Recommender:
     def fixed(self) -> Recommender:
         """The same recommender, all its lists for this moment: rules do not change meanwhile."""
         same = copy(self)
-        same.ruling = self.ruling and self.ruling.fixed()
+        same.ruling = self.ruling.fixed()
         return same
 
     def recommend(
@@ -180,7 +181,7 @@ class Recommender:
         )
         spans = Spans(starts[:-1], starts[1:])
         users = np.full(len(items), VISITOR)
-        pick = self.ruling.pick(users, n, "new", only_leave_out=True) if self.ruling else None
+        pick = self.ruling.pick(users, n, "new", only_leave_out=True)
         found = self.model.top(alone, spans, "new", n, repeats="exclude", bias=False, pick=pick)
         table = _table(item_ids, *found, self.bundle.items)
         return table.rename(columns={"item_id": "similar_id", "user_id": "item_id"})
@@ -195,6 +196,9 @@ class Recommender:
     ) -> Explanation:
         """Why this product for this user, and by how much.
 
+        Boosts are a part of the score (`contributions["rules"]`); what the rules do to the
+        product in the user's list of ten is told in `rules`.
+
         Args:
             user_id: a user the bundle knows.
             item_id: an item the bundle knows.
@@ -207,7 +211,34 @@ class Recommender:
             UnknownIdError: the user or the item is unknown.
         """
         head: Head | None = None if repeats is None else head_of(repeats)
-        return explain(self.bundle, self.model, user_id, item_id, max_paths, head, language)
+        found = explain(self.bundle, self.model, user_id, item_id, max_paths, head, language)
+        return with_rules(found, self.ruling, repeats, language)
+
+    def why_not(
+        self,
+        user_id: str,
+        item_id: str,
+        n: int = 10,
+        candidates: Sequence[str] | None = None,
+        repeats: Repeats = "exclude",
+        language: Literal["en", "zh"] = "en",
+    ) -> WhyNot:
+        """Why a product is not on a user's list, and the one event that would list it.
+
+        Args:
+            user_id: a user the bundle knows.
+            item_id: an item the bundle knows.
+            n, candidates, repeats: the list, as in `recommend`.
+            language: of the text.
+
+        Raises:
+            UnknownIdError: the user or an item is unknown.
+            ConfigError: n is below 1, or `repeats` or the language is none of the known ones.
+        """
+        _check_length(n)
+        numbers = None if candidates is None else self.bundle.items.numbers(list(candidates))
+        head = head_of(repeats)
+        return why_not(self.ruling, user_id, item_id, n, numbers, repeats, head, language)
 
     def profile(self, user_id: str) -> Profile:
         """What the engine knows of a user.
@@ -297,7 +328,7 @@ class Recommender:
         _check_length(n)
         items, head = self.bundle.items, head_of(repeats)
         numbers = None if candidates is None else items.numbers(list(candidates))
-        pick = self.ruling.pick(users, n, head, numbers) if self.ruling else None
+        pick = self.ruling.pick(users, n, head, numbers)
         found = self.model.top(
             histories, spans, head, n, repeats=repeats, candidates=numbers, pick=pick
         )

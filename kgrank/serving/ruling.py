@@ -93,10 +93,7 @@ class Ruling:
         self, bundle: Bundle, model: FusedModel, rules: Rules, at: float | None = None
     ) -> None:
         self.bundle, self.model, self.rules, self.at = bundle, model, rules, at
-        self.grounds = Grounds.of(
-            bundle.item_table, bundle.user_table, bundle.items, bundle.users, bundle.graph
-        )
-        faults = self.grounds.faults(rules)
+        faults = self.grounds.faults(rules) if len(rules) else []
         if any(rule.vectors for rule in rules.rules) and self._vectors.shape[1] == 0:
             faults.append(
                 f"{rules.where}: found vectors = true; allowed: in bundles with one of the "
@@ -108,6 +105,12 @@ class Ruling:
         self._states: dict[object, _Now] = {}
         self._plans: dict[object, Plan] = {}
         self._units: dict[Head, float] = {}
+
+    @cached_property
+    def grounds(self) -> Grounds:
+        """What conditions are read against."""
+        known = self.bundle
+        return Grounds.of(known.item_table, known.user_table, known.items, known.users, known.graph)
 
     def fixed(self) -> Ruling:
         """The same rules as they are at this moment, for a job whose lists are to agree."""
@@ -197,6 +200,29 @@ class Ruling:
 
         return picked
 
+    def listed(
+        self,
+        scores: torch.Tensor,
+        users: Sequence[int] | npt.NDArray[np.integer],
+        n: int,
+        head: Head,
+        candidates: npt.NDArray[np.integer] | None = None,
+        without: frozenset[str] = frozenset(),
+    ) -> npt.NDArray[np.int64]:
+        """The lists that `pick` makes of scores, (n_rows × n) item numbers, -1 where one ends.
+
+        Args:
+            scores: (n_rows × n_items) float32, -inf where an item may not be listed; kept as is.
+            users, n, head, candidates, without: as in `pick`.
+        """
+        scores = scores.clone()
+        pick = self.pick(users, n, head, candidates, without)
+        if pick is None and candidates is not None:
+            outside = np.setdiff1d(np.arange(scores.shape[1]), candidates)
+            scores[:, torch.from_numpy(outside)] = -torch.inf
+        found = top_n(scores, n) if pick is None else pick(scores, 0)
+        return np.asarray(found[0])
+
     def _moment(self) -> float:
         return time.time() if self.at is None else self.at
 
@@ -207,15 +233,19 @@ class Ruling:
         key = (names, moment if changes else None)
         if key not in self._states:
             masks = [self._mask(rule, moment) for rule in rules]
-            n_users = len(self.bundle.users) + 1
-            held = np.array([of_users for _, of_users in masks], bool).reshape(len(rules), n_users)
-            kinds, kind_of = np.unique(held, axis=1, return_inverse=True)
+            held = np.ones((1 + len(rules), len(self.bundle.users) + 1), bool)  # the first: no rule
+            for rule, (_, of_users) in enumerate(masks, start=1):
+                held[rule] = of_users
+            kind_of = np.zeros(held.shape[1], np.int64)
+            for eight in np.packbits(held, axis=0):
+                kind_of = np.unique(kind_of * 256 + eight, return_inverse=True)[1]
+            kinds = held[:, np.unique(kind_of, return_index=True)[1]]
             self._plans, self._states = {}, {}
             self._states[key] = _Now(
                 rules,
                 tuple(of_items for of_items, _ in masks),
-                tuple(tuple(np.flatnonzero(column).tolist()) for column in kinds.T),
-                kind_of.reshape(-1).astype(np.int64),
+                tuple(tuple(np.flatnonzero(column[1:]).tolist()) for column in kinds.T),
+                kind_of,
             )
         return self._states[key]
 

@@ -160,7 +160,6 @@ def test_a_boost_adds_so_many_units_and_a_list_is_in_order_of_the_sums(
     red = {"action": "boost", "by": 0.5, "items": {"color": "red"}}
     cheap = {"action": "boost", "by": -0.25, "items": {"price": {"at_most": 3}}}
     recommender = under(bundle, red, cheap)
-    assert recommender.ruling is not None
     unit = recommender.ruling.unit("new")
     histories = bundle.histories
     active = np.flatnonzero(np.diff(histories.starts))
@@ -249,7 +248,6 @@ def test_diversity_by_vectors_needs_some_and_spreads_lists(shop_bundle: Bundle) 
     rule = {"action": "diversify", "strength": 0.7, "vectors": True}
     users = shop_bundle.users.ids()[:40].tolist()
     recommender = under(shop_bundle, rule)
-    assert recommender.ruling is not None
     vectors = recommender.ruling.plan(0, 10, "new").spread.vectors
 
     def likeness(lists: pd.DataFrame) -> float:
