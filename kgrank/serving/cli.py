@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,6 +33,7 @@ from kgrank.serving.printing import (
     print_bundle,
     print_evaluation,
     print_explanation,
+    print_item_profile,
     print_json,
     print_profile,
     print_table,
@@ -40,9 +41,6 @@ from kgrank.serving.printing import (
 )
 from kgrank.serving.rules_cli import At, RulesFile, loaded, tell_why_not, validated
 from kgrank.serving.text_cli import app as text_app
-
-if TYPE_CHECKING:
-    from kgrank.serving.recommender import Recommender
 
 app = typer.Typer(
     name="kgrank",
@@ -334,7 +332,7 @@ def vectors(
         from kgrank.serving.ranking import read_user_ids
         from kgrank.serving.recommender import head_of
 
-        recommender = _recommender(bundle)
+        recommender = loaded(bundle)
         named = None if users is None else read_user_ids(users)
         store = recommender.write_vectors(out, "all" if all_users else named, repeats)
         inside = recommender.model.dense_channels(head_of(repeats))
@@ -405,7 +403,7 @@ def similar(
 ) -> None:
     """List the products that a history of one product alone speaks for."""
     with faults_told(as_json):
-        recommender = _recommender(bundle)
+        recommender = loaded(bundle)
         table = recommender.similar_items([item], n)
         names = recommender.bundle.names
     columns = ("rank", "item_id", "title", "score")
@@ -421,21 +419,26 @@ def similar(
 
 
 @app.command()
-def profile(bundle: BundlePath, user: User, as_json: Json = False) -> None:
-    """Show what the engine knows of a user."""
+def profile(
+    bundle: BundlePath,
+    user: Annotated[str | None, typer.Option(help="A user id, to the letter.")] = None,
+    item: Annotated[str | None, typer.Option(help="An item id, to the letter.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the engine knows of a user, or of a product."""
+    if (user is None) == (item is None):
+        raise typer.BadParameter("name either --user or --item.", param_hint="--user")
     with faults_told(as_json):
-        recommender = _recommender(bundle)
-        known = recommender.profile(user)
+        recommender = loaded(bundle)
+        names = recommender.bundle.names
+        known = recommender.profile(user) if user is not None else None
+        of_item = recommender.profile_item(item) if item is not None else None
     if as_json:
-        print_json(asdict(known))
-    else:
-        print_profile(known, recommender.bundle.names)
+        print_json(asdict(known) if known else asdict(of_item) if of_item else {})
+    elif known:
+        print_profile(known, names)
+    elif of_item:
+        print_item_profile(of_item, names)
 
 
 app.add_typer(text_app)
-
-
-def _recommender(bundle: Path) -> Recommender:
-    from kgrank.serving.recommender import Recommender
-
-    return Recommender.load(bundle)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.fusion.evidence import SPLITS, Evidence, numbered
-from kgrank.fusion.history import Decay, Histories, Spans
+from kgrank.fusion.history import REFUSED, Decay, Histories, Spans
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.metrics import ListMetrics, list_metrics, paired_bootstrap
 from kgrank.fusion.model import FusedModel, Head, exclude, only, top_n
@@ -191,7 +191,7 @@ def _ask(
     users = bundle.users.extended(new)
     items = bundle.items.extended(events["item_id"])
     full, splits = numbered(events, users, items)
-    asked = splits == SPLITS.index(split)
+    asked = (splits == SPLITS.index(split)) & ~np.isin(full.kind_names, REFUSED)[full.kinds]
     if not asked.any():
         mend = "Give rows of the split, or widen [split]."
         raise DataError([Fault("events", None, "split", f"no {split} users", "some", mend)])

@@ -21,8 +21,9 @@ from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.effects import with_rules
-from kgrank.serving.explaining import Profile, explain, profile
+from kgrank.serving.explaining import explain
 from kgrank.serving.explanation import Explanation
+from kgrank.serving.profiling import ItemProfile, Profile, item_profile, profile
 from kgrank.serving.rules import Rules
 from kgrank.serving.ruling import VISITOR, Ruling
 from kgrank.serving.vectors import write_vectors
@@ -241,12 +242,26 @@ class Recommender:
         return why_not(self.ruling, user_id, item_id, n, numbers, repeats, head, language)
 
     def profile(self, user_id: str) -> Profile:
-        """What the engine knows of a user.
+        """What the engine knows of a user, each line with the events behind it.
 
         Raises:
             UnknownIdError: the user is unknown.
         """
         return profile(self.bundle, user_id)
+
+    def profile_item(self, item_id: str, n: int = 10) -> ItemProfile:
+        """What the engine knows of a product: its facts, its neighbours, and whom it draws.
+
+        Args:
+            item_id: an item the bundle knows.
+            n: how many neighbours, and how many values of user attributes.
+
+        Raises:
+            UnknownIdError: the item is unknown.
+        """
+        alike = self.similar_items([item_id], n)
+        similar = list(zip(alike["similar_id"], map(float, alike["score"]), strict=True))
+        return item_profile(self.bundle, item_id, similar, n=n)
 
     def write_vectors(
         self,

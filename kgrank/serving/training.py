@@ -21,7 +21,7 @@ from kgrank.encoders.tfidf import tfidf
 from kgrank.encoders.whitening import whiten
 from kgrank.errors import ConfigError
 from kgrank.fusion.evidence import ItemFeatures, numbered
-from kgrank.fusion.history import Histories
+from kgrank.fusion.history import REFUSED, Histories
 from kgrank.fusion.learned import Learner
 from kgrank.fusion.training import assist as assist_fit
 from kgrank.fusion.training import fit
@@ -89,6 +89,7 @@ def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = si
     seen = events[events["split"] != "test"]
     known = pd.concat([seen["user_id"], tables.users["user_id"]])
     users = Vocabulary.from_ids(known.drop_duplicates())
+    seen = seen[seen["event"] != REFUSED]  # nobody chose these: they only speak in histories
     items = Vocabulary.from_ids(tables.items["item_id"])
     histories, splits = numbered(seen, users, items)
     kg = config.kg
