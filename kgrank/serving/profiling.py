@@ -24,7 +24,8 @@ BOUGHT = "purchase"
 class EntityInterest:
     """An entity of a user's products: one line of a profile.
 
-    It goes when its products are refused: an event "not_interested" on each of `item_ids`.
+    Every event "not_interested" on one of `item_ids` takes from it; it goes when each of them was
+    refused as often as it was chosen.
 
     Attributes:
         share: of everything known of the user's products; sums to 1 over all entities.
