@@ -76,7 +76,7 @@ def test_the_price_band_is_of_what_was_bought(tiny_bundle: Bundle) -> None:
 def test_a_line_goes_when_its_products_are_refused_and_its_like_fall(
     shop_bundle: Bundle, recommender: Recommender
 ) -> None:
-    """For twenty users their strongest line: each event behind it is followed by a refusal."""
+    """The strongest line of ten users: each event behind it is followed by a refusal."""
     told = falls = 0
     for user in map(str, shop_bundle.users.ids()[:60]):
         lines = recommender.profile(user).entities
@@ -96,10 +96,8 @@ def test_a_line_goes_when_its_products_are_refused_and_its_like_fall(
         assert set(before["item_id"]) == set(now["item_id"])  # what was refused was met
         ranks = [x.loc[x["item_id"].isin(like), "rank"].mean() for x in (before, now)]
         falls += ranks[1] > ranks[0]
-        if told == 20:
-            break
-    assert told == 20
-    assert falls >= 18
+    assert told >= 8
+    assert falls == told
 
 
 def test_nothing_is_learned_from_refusals_and_none_is_to_be_foreseen(
