@@ -20,6 +20,7 @@ import numpy.typing as npt
 from kgrank.compiled import compiled
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -49,13 +50,15 @@ class Caps(NamedTuple):
 class Spread(NamedTuple):
     """How alike two items are: the mean of their measures, each from 0 to 1.
 
-    An attribute's measure is what the values of both have in common over all of them (Jaccard):
-    item i has codes[starts[a, i]:starts[a, i + 1]], ascending, of attribute a. The vectors'
-    measure is their cosine, 0 where it is negative; (n_items × 0) where they do not count.
+    An attribute's measure is what the values of both have in common over all of them (Jaccard).
+    Attributes of which no item has two values: item i has the value single[i, a], -1 for none. The
+    others: it has codes[starts[a, i]:starts[a, i + 1]], ascending. The vectors' measure is their
+    cosine, 0 where it is negative; (n_items × 0) where they do not count.
     """
 
     strength: float
     pool: int
+    single: Ints
     starts: Longs
     codes: Ints
     vectors: Floats
@@ -104,7 +107,11 @@ def fill(
     n_rows, m = items.shape
     n = listed.shape[1]
     counts = np.zeros(len(caps.limits), np.int32)
-    used, near = np.zeros(m, np.bool_), np.zeros(m, np.float32)
+    used, near, gains = np.zeros(m, np.bool_), np.zeros(m), np.zeros(m)
+    n_single = spread.single.shape[1]
+    near_by = np.empty((m, n_single), np.int32)
+    several = spread.starts.shape[0] + spread.vectors.shape[1] > 0
+    measures = n_single + spread.starts.shape[0] + min(spread.vectors.shape[1], 1)
     forced, forced_scores = np.empty(n, np.int64), np.empty(n, np.float32)
     short = np.zeros(n_rows, np.bool_)
     for row in range(n_rows):
@@ -122,22 +129,20 @@ def fill(
         pool = min(spread.pool, length) if spread.strength > 0.0 else 0
         low = values[row, pool - 1] if pool else np.float32(0.0)
         span = values[row, 0] - low if pool else np.float32(0.0)
+        for j in range(pool):
+            relevance = (values[row, j] - low) / span if span > 0.0 else np.float32(0.0)
+            gains[j] = (1.0 - spread.strength) * relevance
+            for a in range(n_single):
+                near_by[j, a] = spread.single[items[row, j], a]
         after, filled = 0, 0
         for place in range(n):
             if forced[place] >= 0:
                 item, score = forced[place], forced_scores[place]
             else:
-                best, most = -1, -np.inf
-                for j in range(pool):
-                    if used[j]:
-                        continue
-                    if _full(items[row, j], caps, counts):
-                        used[j] = True
-                        continue
-                    gain = (values[row, j] - low) / span if span > 0.0 else 0.0
-                    gain = (1.0 - spread.strength) * gain - spread.strength * near[j]
-                    if gain > most:
-                        best, most = j, gain
+                best = _best(gains, near, used, pool, spread.strength)
+                while best >= 0 and _full(items[row, best], caps, counts):
+                    used[best] = True
+                    best = _best(gains, near, used, pool, spread.strength)
                 if best < 0:
                     while after < length and (
                         used[after] or _full(items[row, after], caps, counts)
@@ -153,8 +158,13 @@ def fill(
             listed[row, filled], scores[row, filled] = item, score
             filled += 1
             for j in range(pool):
-                if not used[j]:
-                    near[j] = max(near[j], _alike(item, items[row, j], spread))
+                alike = 0.0
+                for a in range(n_single):
+                    value = spread.single[item, a]
+                    alike += 1.0 if value >= 0 and value == near_by[j, a] else 0.0
+                if several and not used[j]:
+                    alike += _alike(item, items[row, j], spread)
+                near[j] = max(near[j], alike / measures)
         for place in range(filled):
             _count(listed[row, place], caps, counts, -1)
         listed[row, filled:] = -1
@@ -202,7 +212,19 @@ def _full(item: int, caps: Caps, counts: Ints) -> bool:
 
 
 @compiled
+def _best(gains: Doubles, near: Doubles, used: Flags, pool: int, strength: float) -> int:
+    """Which of the pool has the largest marginal relevance; -1 where all are used."""
+    best, most = -1, -np.inf
+    for j in range(pool):
+        gain = gains[j] - strength * near[j]
+        if gain > most and not used[j]:
+            best, most = j, gain
+    return best
+
+
+@compiled
 def _alike(one: int, other: int, spread: Spread) -> float:
+    """The sum of the measures but those of attributes with single values."""
     total = 0.0
     n_attributes, dim = spread.starts.shape[0], spread.vectors.shape[1]
     for a in range(n_attributes):
@@ -229,4 +251,4 @@ def _alike(one: int, other: int, spread: Spread) -> float:
             right += y * y
         if dot > 0.0:
             total += dot / np.sqrt(left * right)
-    return float(total / (n_attributes + (1 if dim else 0)))
+    return total

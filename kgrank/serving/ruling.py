@@ -42,8 +42,8 @@ Pick = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 VISITOR = -1
 """Stands for the number of a user whom the bundle does not know."""
 
-POOL = 3
-"""A list of n is spread out over the 3 · n best items."""
+POOL = 40
+"""A list of n is spread out over the 2 · n best items, at least over POOL."""
 
 _SAMPLE = 256  # users whose scores tell how far apart scores lie
 _LIST_ACTIONS = ("pin", "cap", "diversify")
@@ -309,15 +309,23 @@ class Ruling:
 
     def _spread(self, rule: Rule | None, n: int) -> Spread:
         starts, codes, before = [], [np.empty(0, np.int32)], 0
+        n_items = self.model.n_items
+        single = np.empty((n_items, 0), np.int32)
         for attribute in (rule.attributes or ()) if rule else ():
             own, values, _ = self.grounds.items.values(attribute)
-            starts.append(own + before)
-            codes.append(values)
-            before += len(values)
-        n_items = self.model.n_items
+            counts = np.diff(own)
+            if counts.max(initial=0) <= 1:
+                column = np.full(n_items, -1, np.int32)
+                column[counts == 1] = values
+                single = np.column_stack([single, column])
+            else:
+                starts.append(own + before)
+                codes.append(values)
+                before += len(values)
         return Spread(
             float(rule.strength or 0.0) if rule else 0.0,
-            POOL * n,
+            max(2 * n, POOL),
+            np.ascontiguousarray(single),
             np.array(starts, np.int64).reshape(len(starts), n_items + 1),
             np.concatenate(codes),
             self._vectors if rule and rule.vectors else self._vectors[:, :0].copy(),
@@ -365,9 +373,11 @@ def _lists(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Lists of n from scores (n_rows × n_items) to which everything has been added."""
     n_items = scores.shape[1]
-    if not any(plans[kind].fills for kind in np.unique(kinds)):
+    filling = [plans[kind] for kind in np.unique(kinds) if plans[kind].fills]
+    if not filling:
         return top_n(scores, n)
-    m = min(n_items, POOL * n)
+    spread = [plan.spread.pool for plan in filling if plan.spread.strength > 0.0]
+    m = min(n_items, max([n + n // 2, *spread]))
     best, values = top_n(scores, m)
     n = min(n, n_items)
     listed, own = best[:, :n].clone(), values[:, :n].clone()

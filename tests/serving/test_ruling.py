@@ -229,7 +229,7 @@ def test_what_is_pinned_counts_under_a_cap_that_cannot_keep_it_off(bundle: Bundl
 
 
 def test_more_items_are_looked_at_where_caps_use_up_the_best(shop_bundle: Bundle) -> None:
-    """Caps that leave one item of most categories: lists of 12 reach far below the best 36."""
+    """Caps that leave one item of most categories: lists of 12 reach far below the best 18."""
     cap = {"action": "cap", "most": 1, "attribute": "category"}
     plain, capped = Recommender(shop_bundle, "cpu"), under(shop_bundle, cap)
     users = shop_bundle.users.ids()[:40].tolist()
@@ -243,7 +243,7 @@ def test_more_items_are_looked_at_where_caps_use_up_the_best(shop_bundle: Bundle
         expected = sorted(first, key=whole[user].index)[:12]
         assert items == expected
         deepest = max(deepest, whole[user].index(items[-1]))
-    assert deepest > 36
+    assert deepest > 18
 
 
 def test_diversity_by_vectors_needs_some_and_spreads_lists(shop_bundle: Bundle) -> None:
@@ -314,11 +314,12 @@ def test_maximal_marginal_relevance_by_hand() -> None:
     """
     scores = np.array([1.0, 0.9, 0.8, 0.5, 0.0], np.float32)
     codes = np.array([0, 0, 0, 1, 2], np.int32)
-    starts = np.arange(6)[None]
+    starts, single = np.arange(6)[None], codes[:, None].copy()
     none = np.empty((5, 0), np.float32)
 
-    def listed(strength: float, pool: int) -> list[int]:
-        spread = Spread(strength, pool, starts, codes, none)
+    def listed(strength: float, pool: int, several: bool = False) -> list[int]:
+        one, own = (single[:, :0].copy(), starts) if several else (single, starts[:0])
+        spread = Spread(strength, pool, one, own, codes, none)
         return filled(scores, 3, no_pins(), no_caps(5), spread)[0]
 
     assert listed(0.5, 5) == [0, 3, 4]
@@ -327,6 +328,8 @@ def test_maximal_marginal_relevance_by_hand() -> None:
     # In the pool of 4 item 3 is the last, 0, and items 1 and 2 have .5 · .8 - .5 and .5 · .6 - .5.
     assert listed(0.5, 4) == [0, 3, 1]
     assert listed(0.5, 2) == [0, 1, 2]  # after the pool, by score
+    assert listed(0.5, 5, several=True) == [0, 3, 4]
+    assert listed(0.5, 4, several=True) == [0, 3, 1]
 
 
 def slow(
@@ -334,6 +337,7 @@ def slow(
     n: int,
     pins: list[tuple[int, int, list[int]]],
     groups: list[set[int]],
+    shades: list[set[int]],
     limits: list[int],
     strength: float,
     pool: int,
@@ -353,7 +357,8 @@ def slow(
 
     def like(i: int, j: int) -> float:
         every = groups[i] | groups[j]
-        return len(groups[i] & groups[j]) / len(every) if every else 0.0
+        both = len(groups[i] & groups[j]) / len(every) if every else 0.0
+        return (both + len(shades[i] & shades[j])) / 2
 
     def gain(i: int) -> float:
         relevance = (scores[i] - low) / span if span else 0.0
@@ -398,6 +403,7 @@ def test_lists_are_filled_as_the_slow_double_fills_them(seed: int) -> None:
     ]
     starts = np.cumsum([0, *map(len, groups)])
     codes = np.array([g for own in groups for g in sorted(own)], np.int32)
+    single = rng.integers(-1, 4, (30, 1)).astype(np.int32)
     kernel = filled(
         scores,
         n,
@@ -408,9 +414,10 @@ def test_lists_are_filled_as_the_slow_double_fills_them(seed: int) -> None:
             np.array([most for _, most, _ in pins], np.int64),
         ),
         Caps(starts, codes, np.array(limits, np.int32)),
-        Spread(strength, pool, starts[None], codes, np.empty((30, 0), np.float32)),
+        Spread(strength, pool, single, starts[None], codes, np.empty((30, 0), np.float32)),
     )[0]
-    assert kernel == slow(scores, n, pins, groups, limits, strength, pool)
+    shades = [{int(shade)} if shade >= 0 else set() for shade in single[:, 0]]
+    assert kernel == slow(scores, n, pins, groups, shades, limits, strength, pool)
 
 
 # Where rules come from
