@@ -129,7 +129,7 @@ def validate(
         told = {"faults": [asdict(fault) for fault in faults], "tables": rows}
         print_json(told if judged is None else {**told, "rules": judged})
     else:
-        for line in (*wrong, *(judged["warnings"] if judged else ())):
+        for line in (*wrong, *(f"Warning: {said}" for said in (judged or {}).get("warnings", ()))):
             typer.echo(line)
         if not wrong:
             counts = rows if judged is None else {**rows, "rules": judged["rules"]}

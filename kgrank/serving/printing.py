@@ -16,6 +16,7 @@ from kgrank.errors import DataError, KgrankError
 if TYPE_CHECKING:
     from kgrank.serving.explanation import Explanation
     from kgrank.serving.profiling import ItemProfile, Profile
+    from kgrank.serving.why_not import WhyNot
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on."""
@@ -169,6 +170,15 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str]) -> Non
     print_table(("item_id", "title", "event", "contribution"), events)
     for text in path_texts(explanation) or ("No path in the graph carried this score.",):
         print(_shown(text))
+
+
+def print_why_not(why: WhyNot, names: Mapping[str, str]) -> None:
+    """Print why a product is not on a list as text."""
+    print(_shown(why.text))
+    if why.lowest is not None and why.place is None:
+        rows = [*why.gap.items(), ("score", sum(why.gap.values()))]
+        title = f"What {why.lowest.item_id} {names.get(why.lowest.item_id, '')} has more"
+        print_table(("channel", "more"), rows, _shown(title))
 
 
 def explanation_page(explanation: Explanation, names: Mapping[str, str], language: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kgrank.serving.options import faults_told
-from kgrank.serving.printing import print_json, print_table
+from kgrank.serving.printing import print_json, print_why_not
 
 if TYPE_CHECKING:
     from kgrank.config import Config
@@ -93,9 +93,5 @@ def tell_why_not(
         names = recommender.bundle.names
     if as_json:
         print_json(asdict(why))
-        return
-    typer.echo(why.text)
-    if why.lowest is not None and why.place is None:
-        rows = [*why.gap.items(), ("score", sum(why.gap.values()))]
-        title = f"What {why.lowest.item_id} {names[why.lowest.item_id]} has more"
-        print_table(("channel", "more"), rows, title)
+    else:
+        print_why_not(why, names)

@@ -476,6 +476,31 @@ def test_a_job_tells_its_rules_and_does_not_go_on_under_others(
     assert "rules" not in rank_users(Recommender(bundle, "cpu"), tmp_path / "plain", n=3)
 
 
+def test_the_rules_of_a_fixed_recommender_are_those_of_its_moment(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sale begins at noon: who asks each time gets it then, a job begun before goes on without.
+
+    An item that is new until noon counts as new for that job.
+    """
+    table = bundle.item_table.assign(new_until="2026-06-01T12:00:00Z")
+    dated = replace(bundle, item_table=table)
+    sale = {"action": "pin", "items": {"item_id": "b5"}, "from": "2026-06-01T12:00:00Z"}
+    new = {"item_id": "a5", "new_until": {"after": "now"}}
+    known = rules(sale, {"action": "exclude", "items": new})
+    clock = {"now": JUNE - 1}
+    monkeypatch.setattr("kgrank.serving.ruling.time.time", lambda: clock["now"])
+    recommender = Recommender(dated, "cpu", known)
+    job = recommender.fixed()
+    before = everything(recommender, repeats="allow")
+    assert not any("a5" in items for items in before.values())
+    clock["now"] = JUNE
+    assert everything(job, repeats="allow") == before
+    after = everything(recommender, repeats="allow")
+    assert all(items[0] == "b5" and "a5" in items for items in after.values())
+    assert job.ruling.in_force() == ("rule 1",)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_lists_are_the_same_on_a_cuda_device(bundle: Bundle) -> None:
     entries = (
