@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import kgrank.data
 from kgrank.errors import ConfigError
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.tables import Tables
@@ -111,6 +113,14 @@ def test_rules_are_the_same_after_json(tmp_path: Path) -> None:
     assert rules.segments["staff"].ids == ("u-1", "u-2")
     other = read(tmp_path, text.replace("by = 0.5", "by = 0.6"))
     assert other.fingerprint != rules.fingerprint
+
+
+def test_the_example_of_the_readme_is_sound(tmp_path: Path) -> None:
+    text = (Path(kgrank.data.__file__).parent / "README.md").read_text("utf-8")
+    [example] = [b for b in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "[[rule]]" in b]
+    rules = read(tmp_path, example)
+    assert [rule.action for rule in rules.rules] == ["exclude", "boost"]
+    assert list(rules.segments) == ["students"]
 
 
 def test_a_day_named_as_the_end_still_counts(tmp_path: Path) -> None:
