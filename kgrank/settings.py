@@ -85,7 +85,8 @@ class RulesSettings(Section):
     """The `[rules]` section: where the shop's rules lie (`kgrank.serving.rules`).
 
     Attributes:
-        file: relative to the kgrank.toml or the tables' folder; None = its `rules.toml`, if any.
+        file: relative to the kgrank.toml or the tables' folder (where they lie in none, to the
+            working folder); None = the `rules.toml` of that folder, if any.
     """
 
     file: Path | None = None

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 import typer
 
 from kgrank.errors import DataError, Fault
+from kgrank.serving.graph_cli import app as graph_app
 from kgrank.serving.options import (
     BundlePath,
     Folder,
@@ -110,18 +111,17 @@ def validate(
 ) -> None:
     """Report every fault of tables and rules: where it is, what was found, what is allowed."""
     faults: tuple[Fault, ...] = ()
-    tables = config = None
+    tables = None
     rows: dict[str, int] = {}
     with faults_told(as_json):
-        from kgrank.config import read_config
-        from kgrank.kg.tables import read_tables
+        from kgrank.config import read_config, read_source
 
+        config = read_config(source)
         try:
-            tables = read_tables(source)
+            tables = read_source(source, config)
         except DataError as error:
             faults = error.faults
         else:
-            config = read_config(source)
             rows = {name: len(getattr(tables, name)) for name in _TABLES}
         judged = validated(source, rules, tables, config)
     wrong = [*map(str, faults), *(judged["faults"] if judged else ())]
@@ -189,22 +189,21 @@ def train(
     from kgrank.processes import leads
 
     with faults_told(as_json and leads()):
-        from kgrank.config import read_config
-        from kgrank.kg.tables import read_tables
+        from kgrank.config import read_config, read_source
         from kgrank.serving.training import assist
         from kgrank.serving.training import train as fit
         from kgrank.tracking import sink_of
 
         config, checkpoints = read_config(source, sets or ()), out / ".training"
         if not leads():
-            tables = read_tables(source, config.tables)
+            tables = read_source(source, config)
             assist(tables, config, device=device, checkpoints=checkpoints, resume=resume)
             return
         with ExitStack() as tracked:
             sinks = [tracked.enter_context(sink_of(word, config.as_dict())) for word in track or ()]
             with progress_on_stderr() as progress:
                 bundle = fit(
-                    read_tables(source, config.tables),
+                    read_source(source, config),
                     config,
                     progress=progress,
                     device=device,
@@ -442,3 +441,4 @@ def profile(
 
 
 app.add_typer(text_app)
+app.add_typer(graph_app, name="graph")

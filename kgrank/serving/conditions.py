@@ -314,15 +314,16 @@ def rules_path(source: Path | None, settings: RulesSettings) -> Path | None:
     """The file of a shop's rules, if it has one.
 
     Args:
-        source: the tables' folder or kgrank.toml; None for tables made in memory.
+        source: the tables' folder or kgrank.toml; None for tables that lie in no folder.
         settings: the `[rules]` section.
 
     Raises:
         ConfigError: the section names a file that is not there.
     """
-    if source is None:
+    if source is None and settings.file is None:
         return None
-    path = (source if source.is_dir() else source.parent) / (settings.file or "rules.toml")
+    folder = Path() if source is None else source if source.is_dir() else source.parent
+    path = folder / (settings.file or "rules.toml")
     if path.is_file():
         return path
     if settings.file is None:

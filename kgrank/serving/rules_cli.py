@@ -44,31 +44,32 @@ def loaded(bundle: Path, rules: str | None = None, at: str | None = None) -> Rec
 
 
 def validated(
-    source: Path, named: Path | None, tables: Tables | None, config: Config | None
+    source: str, named: Path | None, tables: Tables | None, config: Config
 ) -> dict[str, Any] | None:
     """What is to be said of a shop's rules: how many, `faults` and `warnings`; None without rules.
 
     Args:
         source: where the tables lie.
         named: the rules' file; the shop's own if None.
-        tables, config: what was read there; None where that is at fault, so that only the file
-            itself can be judged.
+        tables: what was read there; None where that is at fault, so that only the file itself can
+            be judged.
+        config: the shop's configuration.
     """
     from kgrank.errors import ConfigError
     from kgrank.serving.conditions import rules_path, shop_grounds
     from kgrank.serving.rules import Rules
-    from kgrank.settings import RulesSettings
 
     told: dict[str, Any] = {"rules": 0, "faults": [], "warnings": []}
     try:
-        path = named or rules_path(source, config.rules if config else RulesSettings())
+        where = Path(source) if tables is None else tables.source
+        path = named or rules_path(where, config.rules)
         if path is None:
             return None
         rules = Rules.read(path)
     except ConfigError as error:
         return {**told, "faults": str(error).split("\n")}
     told["rules"] = len(rules)
-    if tables is not None and config is not None:
+    if tables is not None:
         grounds = shop_grounds(tables, config)
         told["faults"] = grounds.faults(rules)
         if not told["faults"]:
