@@ -11,10 +11,11 @@ What comes out is a folder that `TextEncoder.load` takes, with the heads and the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pandas as pd
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from kgrank.encoders.tuned import TunedText
     from kgrank.loop import Sink
 
+_NO_KINDS: Mapping[str, Collection[str]] = MappingProxyType({})
 TASKS = ("next", "click", "purchase", "rating", "sentiment")
 HEADS = "heads.safetensors"
 FACTS = "finetuning"
@@ -51,7 +53,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class FinetuneSettings(Section):
     """The `[finetune]` section: how a text encoder learns from events.
 
-    Which text of a product is read, `[text] fields` says.
+    Which text of a product is read, `[text] fields` says; which events are clicks, purchases and
+    ratings, `[tasks]`.
 
     Attributes:
         method: "full": all weights; "lora": low-rank additions (pip install kgrank[peft]) that are
@@ -65,7 +68,6 @@ class FinetuneSettings(Section):
         temperature: divides the cosines of `next`.
         popularity: how far `next` takes off how often a product is chosen, 0 to 1.
         negatives: products drawn for each that was clicked or purchased.
-        clicks, purchases, ratings: kinds of events that mean so.
         event_field: the column of events whose text is rated, such as a review; the product's text
             if None.
         label: the column of events that holds the class of a review's sentiment; by the rating if
@@ -95,9 +97,6 @@ class FinetuneSettings(Section):
     temperature: float = Field(default=0.05, gt=0)
     popularity: float = Field(default=0.0, ge=0, le=1)
     negatives: int = Field(default=4, ge=1)
-    clicks: tuple[str, ...] = ("click", "view")
-    purchases: tuple[str, ...] = ("purchase",)
-    ratings: tuple[str, ...] = ("rating", "review")
     event_field: str | None = None
     label: str | None = None
     scale: tuple[float, float] = (1.0, 5.0)
@@ -176,6 +175,7 @@ def finetune(
     settings: FinetuneSettings | None = None,
     *,
     tasks: Mapping[str, float],
+    kinds: Mapping[str, Collection[str]] = _NO_KINDS,
     text: TextSettings | None = None,
     start: str | Path = "minilm",
     device: str = "auto",
@@ -197,6 +197,8 @@ def finetune(
         settings: the `[finetune]` section; its defaults if None.
         tasks: task → weight, of "next", "click", "purchase", "rating", "sentiment". The first one
             says how long an epoch is.
+        kinds: "click", "purchase" and "rating" → the kinds of events that are so, for tasks other
+            than "next".
         text: the `[text]` section, for the text of products and how their vectors are whitened.
         start: "minilm", or a folder that `TextEncoder.load` takes.
         device: "cpu", "cuda" or "auto".
@@ -232,7 +234,7 @@ def finetune(
     progress("texts", 0, 1)
     seen = events[events["split"] != "test"]
     catalogue = Catalogue.of(item_texts(items, text))
-    examples = read_examples(tasks, items, seen, catalogue, settings)
+    examples = read_examples(tasks, kinds, items, seen, catalogue, settings)
     torch.manual_seed(settings.seed)  # of weights that the folder lacks, too
     encoder = TextEncoder.load(start, at, settings.max_tokens)
     check_vocabulary(encoder.folder, encoder.tokenizer, encoder.model)
@@ -267,7 +269,12 @@ def finetune(
         "fine-tuning",
         folder=out.with_name(f".{out.name}.training"),
         resume=resume,
-        identity=_identity(settings, text, tasks, encoder.fingerprint, texts, other, seen),
+        identity=_identity(
+            [settings.as_dict(), text.as_dict(), list(tasks.items())],
+            [encoder.fingerprint, texts, other],
+            {name: sorted(of) for name, of in kinds.items()},
+            seen,
+        ),
         sinks=sinks,
         report=progress,
     )
@@ -310,17 +317,10 @@ def _check_tasks(tasks: Mapping[str, float]) -> None:
 
 
 def _identity(
-    settings: FinetuneSettings,
-    text: TextSettings,
-    tasks: Mapping[str, float],
-    fingerprint: str,
-    texts: Sequence[str],
-    other: Sequence[str] | None,
-    events: pd.DataFrame,
+    settings: list[Any], read: list[Any], kinds: Mapping[str, list[str]], events: pd.DataFrame
 ) -> str:
     """What a checkpoint must have been trained on."""
-    said = [settings.as_dict(), text.as_dict(), list(tasks.items()), fingerprint, texts, other]
-    digest = sha256(json.dumps(said).encode())
+    digest = sha256(json.dumps([settings, read, kinds]).encode())
     for name in events:  # a column may hold lists
         digest.update(repr(name).encode())
         column = events[name].astype("str")

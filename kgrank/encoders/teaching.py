@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,6 +51,7 @@ class Examples:
 
 def read_examples(
     tasks: Mapping[str, float],
+    kinds: Mapping[str, Collection[str]],
     items: pd.DataFrame,
     events: pd.DataFrame,
     catalogue: Catalogue,
@@ -64,30 +65,29 @@ def read_examples(
             all labels are of one class.
     """
     found = Examples()
-    kinds = {"next": None, "click": settings.clicks, "purchase": settings.purchases}
+    rated = kinds.get("rating", ())
     for task in tasks:
-        if task in kinds:
-            train, valid = (
-                moments(events, items, catalogue, split, kinds[task]) for split in SPLITS
-            )
-            wanted = "events" if kinds[task] is None else f"events {' or '.join(kinds[task] or ())}"
+        if task in ("next", "click", "purchase"):
+            of = None if task == "next" else kinds.get(task, ())
+            train, valid = (moments(events, items, catalogue, split, of) for split in SPLITS)
+            wanted = "events" if of is None else f"events {' or '.join(of)}"
             what = f"{wanted} on a product with a text, after one on another"
             _check(task, what, events, len(train), len(valid))
             found.moments[task] = (train, valid)
             continue
         classes: tuple[str, ...] = ()
         if task == "rating":
-            labels = ratings(events, settings.ratings, settings.scale)
+            labels = ratings(events, rated, settings.scale)
         else:
             if settings.event_field is None:
                 raise ConfigError(
                     "finetune.event_field: found none for the task sentiment; allowed: the column "
                     "of events that holds reviews. Name it."
                 )
-            labels, classes = sentiments(events, settings.label, settings.ratings, settings.scale)
+            labels, classes = sentiments(events, settings.label, rated, settings.scale)
         texts = event_texts(events, settings.event_field, items, catalogue)
         parts = [labelled(events, texts, labels, split) for split in SPLITS]
-        what = f"events {' or '.join(settings.ratings)} with a rating and a text"
+        what = f"events {' or '.join(rated)} with a rating and a text"
         if settings.label is not None and task == "sentiment":
             what = f"events with a text and a {settings.label}"
         _check(task, what, events, *map(len, parts))
@@ -109,7 +109,7 @@ def _check(task: str, what: str, events: pd.DataFrame, *counts: int) -> None:
         if not count:
             kinds = ", ".join(map(str, sorted(events["event"].unique()))) or "none"
             found = f"none of {split} for the task {task} (kinds there are: {kinds})"
-            mend = "Name the kinds in [finetune], give such events, or leave the task out."
+            mend = "Name the kinds in [tasks], give such events, or leave the task out."
             raise DataError([Fault("events", None, None, found, what, mend)])
 
 

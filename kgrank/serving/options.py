@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,11 +15,19 @@ from kgrank.serving.printing import print_error
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 SourcePath = Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="A folder of tables, or a kgrank.toml.")
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A folder of tables, a kgrank.toml, or neo4j://[user@]host[:port][/database].",
+    ),
 ]
 BundlePath = Annotated[
     Path,
     typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a models folder (its current)."),
+]
+TaskOption = Annotated[
+    Literal["rank", "click", "purchase", "rating"],
+    typer.Option("--task", help="Whose head: rank, or one that predicts; see [tasks]."),
 ]
 Folder = typer.Option(file_okay=False, help="The folder to write into.")
 Sets = Annotated[

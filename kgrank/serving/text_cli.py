@@ -37,16 +37,15 @@ def pretrain(
 ) -> None:
     """Teach a text encoder the shop's language by masked words; text.model takes its folder."""
     with faults_told(as_json):
-        from kgrank.config import read_config
+        from kgrank.config import read_config, read_source
         from kgrank.encoders.corpus import shop_texts
         from kgrank.encoders.pretraining import pretrain as learn
-        from kgrank.kg.tables import read_tables
         from kgrank.tracking import sink_of
 
         named = [] if epochs is None else [f"pretrain.epochs={epochs}"]
         config = read_config(source, [*(sets or ()), *named])
         settings = config.pretrain
-        tables = read_tables(source, config.tables, settings.event_fields)
+        tables = read_source(source, config, settings.event_fields)
         events = tables.with_split(config.split).events
         seen = events[events["split"] != "test"]
         texts = shop_texts(tables.items, seen, settings.fields, settings.event_fields)
@@ -97,16 +96,15 @@ def finetune(
 ) -> None:
     """Train a text encoder on what people chose and said; text.model takes its folder."""
     with faults_told(as_json):
-        from kgrank.config import read_config
+        from kgrank.config import read_config, read_source
         from kgrank.encoders.finetuning import finetune as learn
-        from kgrank.kg.tables import read_tables
         from kgrank.tracking import sink_of
 
         named = [] if epochs is None else [f"finetune.epochs={epochs}"]
         config = read_config(source, [*(sets or ()), *named])
         settings, tasks = config.finetune, _tasks(task)
         columns = [name for name in (settings.event_field, settings.label) if name]
-        tables = read_tables(source, config.tables, columns).with_split(config.split)
+        tables = read_source(source, config, columns).with_split(config.split)
         with ExitStack() as tracked:
             sinks = [tracked.enter_context(sink_of(word, config.as_dict())) for word in track or ()]
             with progress_on_stderr() as progress:
@@ -116,6 +114,7 @@ def finetune(
                     out,
                     settings,
                     tasks=tasks,
+                    kinds=dict(config.tasks),
                     text=config.text,
                     start=start,
                     device=config.text.device,

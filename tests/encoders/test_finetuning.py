@@ -28,6 +28,7 @@ OUTDOORS = "tent kettle lamp saddle rope axe stove boots compass tarp flask map 
 HOME = "piano spoon glove sofa rug vase mirror clock pillow towel basin shelf tray bowl jug mug"
 TITLES = [f"{COLOURS[n % 4]} {thing}" for n, thing in enumerate(f"{OUTDOORS} {HOME}".split())]
 REVIEWS = {1.0: "broken again", 2.0: "poor thing", 3.0: "so so", 4.0: "good one", 5.0: "love it"}
+KINDS = {"click": ("click",), "purchase": ("purchase",), "rating": ("rating",)}
 SETTINGS = FinetuneSettings(
     epochs=8, rate=0.003, warmup=2, patience=8, encoded=8, temperature=0.1, max_tokens=12, power=0.5
 )
@@ -83,6 +84,7 @@ def tuned(
         out,
         settings,
         tasks=tasks or {"next": 1.0},
+        kinds=KINDS,
         text=text,
         start=start,
         device="cpu",
@@ -266,7 +268,14 @@ def test_what_cannot_be_fine_tuned_is_told(
         settings = SETTINGS.model_copy(update=changes)
         with pytest.raises(kind, match=match):
             finetune(
-                ITEMS, events, tmp_path / "out", settings, tasks=tasks, start=folder, device="cpu"
+                ITEMS,
+                events,
+                tmp_path / "out",
+                settings,
+                tasks=tasks,
+                kinds=KINDS,
+                start=folder,
+                device="cpu",
             )
         assert not (tmp_path / "out").exists()
 
