@@ -23,6 +23,7 @@ from kgrank.fusion.channels import Channel, DenseFeatures, Form, ItemItem, Spars
 from kgrank.fusion.evidence import SPLITS, numbered
 from kgrank.fusion.history import Decay, Histories
 from kgrank.fusion.model import FusedModel, Head
+from kgrank.fusion.prediction import Predictor
 from kgrank.fusion.selection import Choice
 from kgrank.fusion.training import Fit
 from kgrank.fusion.weights import FusionWeights, ItemSide
@@ -99,6 +100,8 @@ class Bundle:
                 head: {"method": fused.method, "valid_ndcg@10": fused.ndcg}
                 for head, fused in fitted.fused.items()
             },
+            "tasks": {task: head.facts for task, head in fitted.tasks.found.items()},
+            "tasks_left_out": dict(fitted.tasks.left_out),
         }
         return cls(
             config=config,
@@ -153,6 +156,9 @@ class Bundle:
                 head: {"trend": weights.trend, "cold_bias": weights.cold_bias}
                 for head, weights in self.model.heads.items()
             },
+            "predictors": {
+                head: predictor.as_json() for head, predictor in self.model.predictors.items()
+            },
             "facts": self.facts,
         }
         return write_bundle(Path(models), self._write, manifest)
@@ -167,6 +173,8 @@ class Bundle:
         for head, fusion in self.model.heads.items():
             for part in ("weight", "slope", "cold"):
                 weights[f"head.{head}.{part}"] = getattr(fusion, part)
+        for head, predictor in self.model.predictors.items():
+            weights[f"head.{head}.base"] = predictor.base
         arrays: dict[str, dict[str, np.ndarray]] = {"weights": weights, **{f: {} for f in _FORMS}}
         for channel in self.model.channels:
             name, form = channel.name, channel.form
@@ -254,15 +262,21 @@ class Bundle:
             )
             for entry in manifest["channels"]
         )
-        if set(heads) != {"new", "all"}:
+        predictors = {
+            cast(Head, head): Predictor.from_json(values, weights[f"head.{head}.base"])
+            for head, values in manifest.get("predictors", {}).items()  # none in older bundles
+        }
+        if set(heads) != {"new", "all", *predictors}:
             raise ValueError(f"the heads are {sorted(heads)}")
+        if any(predictor.base.shape != side.cold.shape for predictor in predictors.values()):
+            raise ValueError("not one base for each item")
         if any(len(head.vector()) != 3 * len(channels) + 2 for head in heads.values()):
             raise ValueError("not one fusion weight for each channel")
         items = pd.read_parquet(folder / "items.parquet")
         users = pd.read_parquet(folder / "user_ids.parquet")
         return cls(
             config=Config.from_dict(manifest["config"], "manifest.json"),
-            model=FusedModel(channels, side, heads),
+            model=FusedModel(channels, side, heads, predictors),
             users=Vocabulary.from_ids(users["user_id"]),
             items=Vocabulary.from_ids(items["item_id"]),
             events=pd.read_parquet(folder / "events.parquet"),

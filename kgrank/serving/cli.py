@@ -26,6 +26,7 @@ from kgrank.serving.options import (
     Resume,
     Sets,
     SourcePath,
+    TaskOption,
     Track,
     faults_told,
 )
@@ -239,6 +240,7 @@ def evaluate(
     source: Annotated[
         Path | None, typer.Option(help="The tables, if they are not where they were.")
     ] = None,
+    task: TaskOption = "rank",
     as_json: Json = False,
 ) -> None:
     """Measure the lists on rows that the bundle has not seen, beside popularity and EASE."""
@@ -255,6 +257,7 @@ def evaluate(
             repeats=repeats,
             relevant=relevant,
             graph=graph,
+            task=task,
             progress=progress,
         )
     if as_json:
@@ -277,6 +280,7 @@ def rank(
         ),
     ] = None,
     repeats: RepeatsOption = "exclude",
+    task: TaskOption = "rank",
     unknown: Annotated[
         Literal["error", "skip"], typer.Option(help="What a user unknown to the bundle does.")
     ] = "error",
@@ -296,6 +300,7 @@ def rank(
             n=n,
             user_ids=user_ids,
             repeats=repeats,
+            task=task,
             unknown=unknown,
             resume=resume,
             progress=progress,
@@ -362,6 +367,7 @@ def explain(
         Literal["text", "json", "html", "svg"], typer.Option(help="What to print.")
     ] = "text",
     language: Annotated[Literal["en", "zh"], typer.Option(help="Of the text.")] = "en",
+    task: TaskOption = "rank",
     rules: RulesFile = None,
     at: At = None,
     as_json: Json = False,
@@ -379,7 +385,7 @@ def explain(
         raise typer.BadParameter("name either --item or --why-not.", param_hint="--item")
     with faults_told(as_json):
         recommender = loaded(bundle, rules, at)
-        why = recommender.explain(user, item, max_paths=paths, language=language)
+        why = recommender.explain(user, item, max_paths=paths, language=language, task=task)
         names = recommender.bundle.names
     if as_json:
         print_json(asdict(why))

@@ -60,7 +60,11 @@ _WORDS: Mapping[str, _Words] = {
 
 
 def with_rules(
-    explanation: Explanation, ruling: Ruling, repeats: Repeats | None, language: str
+    explanation: Explanation,
+    ruling: Ruling,
+    repeats: Repeats | None,
+    head: Head | None,
+    language: str,
 ) -> Explanation:
     """The explanation with what the rules did: boosts in its score, all in `rules` and the text.
 
@@ -68,6 +72,7 @@ def with_rules(
         explanation: of the score without rules. It is returned as it is where there are none.
         ruling: the rules at work.
         repeats: the kind of list; None = "exclude", or "allow" for a product that was met.
+        head: what the lists are weighed by; None = by what `repeats` says.
         language: of the text.
     """
     if not len(ruling.rules):
@@ -79,7 +84,8 @@ def with_rules(
     if repeats is None:
         met = item in bundle.histories.items[span.first[0] : span.last[0]]
         repeats = "allow" if met else "exclude"
-    head: Head = "new" if repeats == "exclude" else "all"
+    if head is None:
+        head = "new" if repeats == "exclude" else "all"
     scores = list_scores(ruling.model, bundle.histories, span, head, repeats)
     found = effects(ruling, scores, user, item, LENGTH, head, None, language)
     contributions = dict(explanation.contributions)

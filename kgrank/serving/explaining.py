@@ -36,8 +36,9 @@ def explain(
     }
     events = _event_shares(bundle, parts)
     paths = tuple(graph_paths(bundle, model, user_id, item, parts, max_paths))
+    predictor = model.predictors.get(head)
     text = describe(
-        bias=parts.bias,
+        bias=parts.bias if predictor is None else _above_mean(model.bias(head), item),
         contributions=contributions,
         events=events,
         paths=paths,
@@ -55,7 +56,14 @@ def explain(
         paths=paths,
         rules=(),
         text=text,
+        task="rank" if predictor is None else head,
+        prediction=None if predictor is None else float(predictor.link(parts.score)),
     )
+
+
+def _above_mean(bias: np.ndarray, item: int) -> float:
+    """What the item gets from everybody beyond the mean item."""
+    return float(bias[item] - bias.mean())
 
 
 def _event_shares(bundle: Bundle, parts: EventParts) -> tuple[EventShare, ...]:

@@ -72,6 +72,8 @@ class Explanation:
         paths: the few strongest and different paths; empty when no path carried anything.
         rules: what the shop's rules did to the product in a list of ten.
         text: the reason in words.
+        task: whose score it is: "rank", "click", "purchase" or "rating".
+        prediction: what the head makes of the score: a probability or a rating; None for "rank".
     """
 
     user_id: str
@@ -83,3 +85,5 @@ class Explanation:
     paths: tuple[Path, ...]
     rules: tuple[RuleEffect, ...]
     text: str
+    task: str = "rank"
+    prediction: float | None = None

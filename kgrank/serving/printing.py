@@ -128,7 +128,32 @@ def print_bundle(facts: Mapping[str, Any], folder: str) -> None:
         found, method = fused["valid_ndcg@10"], fused["method"]
         rows.append((f"fused, {head} ({method})", found[method]))
     print_table(("channel", "NDCG@10 on valid"), rows)
+    print_tasks(facts)
     print(f"Bundle: {folder}")
+
+
+def print_tasks(facts: Mapping[str, Any]) -> None:
+    """Print how well each head predicts users of valid that it was not fitted on."""
+    rows = [
+        (task, name, value)
+        for task, found in facts["tasks"].items()
+        for name, value in _flat(found).items()
+    ]
+    if rows:
+        print_table(("task", "on valid", "value"), rows)
+    for task, reason in facts["tasks_left_out"].items():
+        print(f"No head for {task}: {reason}.")
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested figures in one table, under their path; lists as text."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{before}{name} ")
+        else:
+            flat[before + name] = ", ".join(value) if isinstance(value, (list, tuple)) else value
+    return flat
 
 
 def print_evaluation(result: Mapping[str, Any]) -> None:
@@ -144,6 +169,8 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         for metric, value in metrics.items()
     ]
     print_table(("slice", "metric", "value"), slices)
+    if predicted := result.get("prediction"):
+        print_table(("prediction", "value"), _flat(predicted).items(), result["task"])
     if graphs := result.get("graph"):
         rows = [(metric, *(of[metric] for of in graphs.values())) for metric in result["metrics"]]
         print_table(("metric", *graphs), rows, "With the graph")
@@ -162,7 +189,11 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str]) -> Non
     print(_shown(f"{explanation.item_id} {title} for {explanation.user_id}"))
     print(_shown(explanation.text))
     parts = [("bias", explanation.bias), *explanation.contributions.items()]
-    print_table(("channel", "contribution"), [*parts, ("score", explanation.score)])
+    rows = [*parts, ("score", explanation.score)]
+    if explanation.prediction is not None:
+        predicted = "rating" if explanation.task == "rating" else "probability"
+        rows.append((f"{predicted} ({explanation.task})", explanation.prediction))
+    print_table(("channel", "contribution"), rows)
     events = [
         (event.item_id, names.get(event.item_id, ""), event.event, event.contribution)
         for event in explanation.events[:10]

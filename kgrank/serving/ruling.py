@@ -203,6 +203,28 @@ class Ruling:
 
         return picked
 
+    def boosts(
+        self,
+        users: Sequence[int] | npt.NDArray[np.integer],
+        chosen: torch.Tensor,
+        n: int,
+        head: Head,
+    ) -> torch.Tensor:
+        """What `pick` added to the scores of the items in its lists, (n_rows × n) float32.
+
+        Args:
+            users, n, head: as in `pick`.
+            chosen: (n_rows × n) int64 the items' numbers, -1 where a list has ended.
+        """
+        now = self._now()
+        kind_of = now.kind_of[np.asarray(users, np.int64)]
+        found = np.zeros(tuple(chosen.shape), np.float32)
+        for kind in np.unique(kind_of):
+            rows = kind_of == kind
+            added = self._plan(now, int(kind), n, head, frozenset()).added
+            found[rows] = added[np.maximum(chosen.numpy()[rows], 0)]
+        return torch.from_numpy(np.where(chosen.numpy() < 0, np.float32(0.0), found))
+
     def listed(
         self,
         scores: torch.Tensor,

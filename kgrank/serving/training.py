@@ -229,7 +229,13 @@ def train(
                 report=progress,
             )
         fitted = fit(
-            prepared.histories, prepared.splits, prepared.features, config.fit, progress, learner
+            prepared.histories,
+            prepared.splits,
+            prepared.features,
+            config.fit,
+            progress,
+            learner,
+            config.tasks,
         )
     return Bundle.of(tables, config, prepared, fitted, rules)
 
