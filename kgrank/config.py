@@ -18,7 +18,7 @@ from kgrank.kg.building import GraphSettings
 from kgrank.kg.server_tables import Neo4jSettings, read_server_tables
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import Tables, TablesSettings, read_tables
-from kgrank.settings import LearnSettings, Section
+from kgrank.settings import LearnSettings, RulesSettings, Section
 
 
 class Config(Section):
@@ -36,6 +36,7 @@ class Config(Section):
         tasks: which kinds of events are clicks, purchases and ratings.
         learn: how its learned parts are trained.
         pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
+        rules: where the shop's rules lie.
     """
 
     tables: TablesSettings = TablesSettings()
@@ -49,6 +50,7 @@ class Config(Section):
     tasks: TaskSettings = TaskSettings()
     learn: LearnSettings = LearnSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    rules: RulesSettings = RulesSettings()
 
 
 def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:

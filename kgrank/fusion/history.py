@@ -15,11 +15,13 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 DAY = 86_400.0  # seconds
+REFUSED = "not_interested"
+"""The kind of event that speaks against its product, and against what is like it."""
 
 
 @dataclass(frozen=True)
 class Decay:
-    """How much an event counts.
+    """How much an event counts; one of the kind REFUSED counts against, by as much.
 
     kind × (1 + age)^-power × 2^(-age / span) × 2^(-days / half_life) × ages[age] × gaps[gap]
 
@@ -191,6 +193,8 @@ class Histories:
         if decay.kinds:
             of_kind = np.array([decay.kinds.get(kind, 1.0) for kind in self.kind_names])
             weights *= of_kind[self.kinds[flat]]
+        if REFUSED in self.kind_names:
+            weights[self.kinds[flat] == self.kind_names.index(REFUSED)] *= -1.0
         return flat, weights.astype(np.float32)
 
     def gaps(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -93,6 +93,7 @@ class FusedModel:
         repeats: Repeats = "allow",
         candidates: npt.NDArray[np.integer] | None = None,
         bias: bool = True,
+        pick: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The n best items for each history; equal scores order by item number.
 
@@ -107,6 +108,9 @@ class FusedModel:
                 what is in it.
             candidates: only these item numbers are listed; all if None.
             bias: whether the part counts that no event has.
+            pick: makes the lists of a block of histories in place of `top_n`: called with their
+                scores, (n_rows × n_items) on the device, -inf where `repeats` leaves an item out,
+                and the number of the first of them. It minds `candidates` itself.
 
         Returns:
             item numbers, (n_spans × n) int64, -1 where a list ends early; their scores, float32.
@@ -125,7 +129,9 @@ class FusedModel:
             if repeats != "allow":
                 met = histories.weights(block, Decay())
                 scores = exclude(scores, met) if repeats == "exclude" else only(scores, met)
-            if listed is None:
+            if pick is not None:
+                best, values = pick(scores, start)
+            elif listed is None:
                 best, values = top_n(scores, n)
             else:
                 best, values = top_n(scores[:, listed.to(scores.device)], n)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -33,10 +34,12 @@ from kgrank.kg.tables import Tables
 from kgrank.kg.vocabulary import Vocabulary
 from kgrank.loop import Trained
 from kgrank.serving.bundle_folder import open_bundle, write_bundle
+from kgrank.serving.rules import Rules
 
 if TYPE_CHECKING:
     from kgrank.serving.training import Prepared
 
+_RULES = "rules.json"
 _FORMS = {"item_item": ItemItem, "features": SparseFeatures, "vectors": DenseFeatures}
 
 
@@ -57,6 +60,7 @@ class Bundle:
         cuts: how the events were split.
         source: where the tables came from; None for tables made in memory.
         facts: what was found while fitting: counts, choices, cross-fitted metrics on valid.
+        rules: the shop's rules, which lists keep to unless a recommender is given others.
     """
 
     config: Config
@@ -70,9 +74,12 @@ class Bundle:
     cuts: SplitCuts
     source: Path | None
     facts: dict[str, Any]
+    rules: Rules = field(default_factory=Rules.none)
 
     @classmethod
-    def of(cls, tables: Tables, config: Config, prepared: Prepared, fitted: Fit) -> Bundle:
+    def of(
+        cls, tables: Tables, config: Config, prepared: Prepared, fitted: Fit, rules: Rules
+    ) -> Bundle:
         """The bundle of a finished fit."""
         split = prepared.cuts.apply(tables.events)
         events = split[split["split"] != "test"].reset_index(drop=True)
@@ -108,6 +115,7 @@ class Bundle:
             cuts=prepared.cuts,
             source=tables.source.resolve() if tables.source else None,
             facts=facts,
+            rules=rules,
         )
 
     @cached_property
@@ -192,6 +200,9 @@ class Bundle:
         self.events.to_parquet(folder / "events.parquet", index=False)
         ids = pd.DataFrame({"user_id": self.users.ids()})
         ids.to_parquet(folder / "user_ids.parquet", index=False)
+        if len(self.rules):
+            text = json.dumps(self.rules.content, ensure_ascii=False, indent=1)
+            (folder / _RULES).write_text(text, "utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Bundle:
@@ -275,7 +286,12 @@ class Bundle:
             cuts=_cuts_from_json(manifest["cuts"]),
             source=Path(manifest["source"]) if manifest["source"] else None,
             facts=manifest["facts"],
+            rules=_rules(folder / _RULES) if _RULES in manifest["files"] else Rules.none(),
         )
+
+
+def _rules(path: Path) -> Rules:
+    return Rules.from_dict(json.loads(path.read_text("utf-8")), path.name)
 
 
 def _entities(channel: str) -> str:

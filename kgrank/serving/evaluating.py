@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from kgrank.config import read_source
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.fusion.evidence import SPLITS, Evidence, numbered
-from kgrank.fusion.history import Decay, Histories, Spans
+from kgrank.fusion.history import REFUSED, Decay, Histories, Spans
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.metrics import ListMetrics, list_metrics, paired_bootstrap
 from kgrank.fusion.model import FusedModel, Head, exclude, only, top_n
@@ -226,6 +226,7 @@ def _ask(
 ) -> Asked:
     """The queries of the split, asked for events of the kinds."""
     asked = (splits == SPLITS.index(split)) & full.of_kinds(kinds)
+    asked &= ~np.isin(full.kind_names, REFUSED)[full.kinds]
     if not asked.any():
         mend = "Give rows of the split, or widen [split]."
         raise DataError([Fault("events", None, "split", f"no {split} users", "some", mend)])

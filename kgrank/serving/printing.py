@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from kgrank.errors import DataError, KgrankError
 
 if TYPE_CHECKING:
-    from kgrank.serving.explaining import Profile
     from kgrank.serving.explanation import Explanation
+    from kgrank.serving.profiling import ItemProfile, Profile
+    from kgrank.serving.why_not import WhyNot
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on."""
@@ -202,6 +203,15 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str]) -> Non
         print(_shown(text))
 
 
+def print_why_not(why: WhyNot, names: Mapping[str, str]) -> None:
+    """Print why a product is not on a list as text."""
+    print(_shown(why.text))
+    if why.lowest is not None and why.place is None:
+        rows = [*why.gap.items(), ("score", sum(why.gap.values()))]
+        title = f"What {why.lowest.item_id} {names.get(why.lowest.item_id, '')} has more"
+        print_table(("channel", "more"), rows, _shown(title))
+
+
 def explanation_page(explanation: Explanation, names: Mapping[str, str], language: str) -> str:
     """An explanation as one HTML page that refers to nothing outside itself."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -237,8 +247,31 @@ def print_profile(profile: Profile, names: Mapping[str, str]) -> None:
     print_table(("event", "count"), profile.events.items())
     items = [(item, names.get(item, "")) for item in profile.items]
     print_table(("item_id", "title"), items, "Newest products")
+    if profile.price is not None:
+        price = profile.price
+        row = (price.low, price.median, price.high, price.events)
+        print_table(("10 %", "median", "90 %", "events"), [row], "Prices")
     entities = [
-        (entity.type, entity.name, entity.share, len(entity.item_ids))
+        (
+            entity.relation,
+            entity.name,
+            entity.share,
+            ", ".join(f"{n} {kind}" for kind, n in entity.events.items()),
+            "" if entity.last is None else f"{datetime.fromtimestamp(entity.last, UTC):%Y-%m-%d}",
+            " ".join(entity.item_ids[:5]) + (" …" if len(entity.item_ids) > 5 else ""),
+        )
         for entity in profile.entities
     ]
-    print_table(("type", "name", "share", "products"), entities, "In common")
+    columns = ("relation", "name", "share", "events", "last", "products")
+    print_table(columns, entities, "In common")
+
+
+def print_item_profile(profile: ItemProfile, names: Mapping[str, str]) -> None:
+    """Print a product's profile as text."""
+    print(_shown(f"Product {profile.item_id} {profile.title}"))
+    print_table(("event", "count"), [*profile.events.items(), ("users", profile.users)])
+    print_table(("relation", "name"), [(fact.relation, fact.name) for fact in profile.facts])
+    similar = [(item, names.get(item, ""), score) for item, score in profile.similar]
+    print_table(("item_id", "title", "score"), similar, "Like it")
+    drawn = [(d.attribute, d.value, d.users, d.share, d.share_of_all) for d in profile.drawn]
+    print_table(("attribute", "value", "users", "share", "of all"), drawn, "Whom it draws")

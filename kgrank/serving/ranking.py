@@ -148,7 +148,8 @@ def rank_users(
 
     Returns:
         the manifest: `bundle` (a hash of everything that lists depend on), `n`, `repeats`, `task`,
-        `users`, `users_sha256`, `skipped_users`, `rows`, `parts` and `complete`.
+        `users`, `users_sha256`, `skipped_users`, `rows`, `parts` and `complete`; and `rules`, the
+        names of those in force when the job began, where there are any.
 
     Raises:
         ConfigError: a setting is out of range, `out` holds something else, or another job is
@@ -164,8 +165,9 @@ def rank_users(
     if unknown not in ("error", "skip"):
         raise ConfigError(f"unknown: found {unknown!r}; allowed: error, skip.")
     task_head(recommender.bundle, task, repeats)  # refuses what there is no head for
+    recommender = recommender.fixed()
     known, skipped = _known(recommender, user_ids, unknown)
-    job = {
+    job: dict[str, Any] = {
         "bundle": fingerprint(recommender),
         "n": n,
         "repeats": repeats,
@@ -174,6 +176,8 @@ def rank_users(
         "users_sha256": sha256(json.dumps(known).encode()).hexdigest(),
         "skipped_users": skipped,
     }
+    if len(recommender.ruling.rules):
+        job["rules"] = list(recommender.ruling.in_force())
     _begun(out, job, resume)  # refuses before anything is written
     _make(out)
     with _alone_in(out):
@@ -223,8 +227,10 @@ def _known(
 
 
 def fingerprint(recommender: Recommender) -> str:
-    """A hash of everything that lists depend on: ids, histories and the model's numbers."""
+    """A hash of everything that lists depend on: ids, histories, the model's numbers, rules."""
     digest, bundle = sha256(), recommender.bundle
+    if len(recommender.ruling.rules):
+        digest.update(recommender.ruling.fingerprint.encode())
     _feed(digest, (bundle.model, bundle.histories))
     for vocabulary in (bundle.users, bundle.items):
         digest.update(json.dumps(vocabulary.ids().tolist()).encode())
