@@ -30,6 +30,8 @@ PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 DROPOUTS = (0.0, 0.2, 0.5)
 SIDE_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
 DIRECTED_POWERS = (0.5, 1.0)
+SPARSITIES = (0.1, 0.3, 1.0, 3.0)
+SHARES = (0.05, 0.3, 1.0)
 WHOLE_ITEMS = 12_500  # a larger catalogue is searched on its most popular products alone
 SEARCH_ITEMS = 6_000  # so many of them
 SEARCH_CELLS = 20_000_000  # queries × items that one setting is tried on
@@ -158,6 +160,28 @@ def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors:
         ridge = replace(ridge, **{name: value})
     decay, ndcg = trial.best_decay(form(ridge, power), decay)
     return Choice(decay, ridge, power if directed else None, ndcg)
+
+
+def choose_slim(trial: Trial, evidence: Evidence, linear: Choice, *, neighbors: int) -> Choice:
+    """Sparsity, penalty and decay of SLIM's weights; its side rows are those of `linear`."""
+    assert linear.ridge is not None
+    moments, decay = evidence.linear_moments(), linear.decay
+    ridge = replace(linear.ridge, sparsity=1.0, share=0.3)
+
+    @lru_cache(maxsize=1)
+    def form(ridge: Ridge) -> ItemItem:
+        return ItemItem(moments.weights(ridge, neighbors=neighbors, precision=torch.float32))
+
+    ndcg = trial.ndcg(form(ridge), decay)
+    for name, values in (("share", SHARES), ("sparsity", SPARSITIES)):
+
+        def score(value: float, name: str = name, start: Ridge = ridge) -> float:
+            return trial.ndcg(form(replace(start, **{name: value})), decay)
+
+        value, ndcg = _climb(values, getattr(ridge, name), ndcg, score)
+        ridge = replace(ridge, **{name: value})
+    decay, ndcg = trial.best_decay(form(ridge), decay)
+    return Choice(decay, ridge, None, ndcg)
 
 
 def choose_ease(trial: Trial, evidence: Evidence, *, neighbors: int) -> float:
