@@ -72,6 +72,11 @@ class Moments:
         """Whether inputs and outputs differ, so that an item may point to itself."""
         return self.cross is not self.gram
 
+    @property
+    def exact(self) -> bool:
+        """Whether the weights are solved over all items: SLIM's may be asked for."""
+        return isinstance(self.gram, np.ndarray)
+
     def weights(
         self, ridge: Ridge, *, neighbors: int, precision: torch.dtype = torch.float64
     ) -> sp.csr_matrix:

@@ -125,7 +125,10 @@ def choose_features(trial: Trial, form: Form, learned: Decay | None = None) -> C
 
 
 def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors: int) -> Choice:
-    """Penalty, dropout, side rows and decay of an item–item channel."""
+    """Penalty, dropout, side rows and decay of an item–item channel.
+
+    Of a small catalogue, the undirected one may be SLIM's: where its weights rank better.
+    """
 
     @lru_cache(maxsize=2)
     def moments(power: float) -> Moments:
@@ -151,37 +154,27 @@ def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors:
     if has_words:
         axes["words"] = SIDE_WEIGHTS
     axes["dropout"] = DROPOUTS
-    for name, values in axes.items():
 
-        def score(value: float, name: str = name, start: Ridge = ridge) -> float:
-            return trial.ndcg(form(replace(start, **{name: value}), power), decay)
+    def climbed(
+        ridge: Ridge, ndcg: float, axes: Mapping[str, Sequence[float]]
+    ) -> tuple[Ridge, float]:
+        for name, values in axes.items():
 
-        value, ndcg = _climb(values, getattr(ridge, name), ndcg, score)
-        ridge = replace(ridge, **{name: value})
+            def score(value: float, name: str = name, start: Ridge = ridge) -> float:
+                return trial.ndcg(form(replace(start, **{name: value}), power), decay)
+
+            value, ndcg = _climb(values, getattr(ridge, name), ndcg, score)
+            ridge = replace(ridge, **{name: value})
+        return ridge, ndcg
+
+    ridge, ndcg = climbed(ridge, ndcg, axes)
+    if not directed and moments(power).exact:
+        slim = replace(ridge, sparsity=1.0, share=0.3)
+        reached = trial.ndcg(form(slim, power), decay)
+        slim, reached = climbed(slim, reached, {"share": SHARES, "sparsity": SPARSITIES})
+        ridge = slim if reached > ndcg else ridge
     decay, ndcg = trial.best_decay(form(ridge, power), decay)
     return Choice(decay, ridge, power if directed else None, ndcg)
-
-
-def choose_slim(trial: Trial, evidence: Evidence, linear: Choice, *, neighbors: int) -> Choice:
-    """Sparsity, penalty and decay of SLIM's weights; its side rows are those of `linear`."""
-    assert linear.ridge is not None
-    moments, decay = evidence.linear_moments(), linear.decay
-    ridge = replace(linear.ridge, sparsity=1.0, share=0.3)
-
-    @lru_cache(maxsize=1)
-    def form(ridge: Ridge) -> ItemItem:
-        return ItemItem(moments.weights(ridge, neighbors=neighbors, precision=torch.float32))
-
-    ndcg = trial.ndcg(form(ridge), decay)
-    for name, values in (("share", SHARES), ("sparsity", SPARSITIES)):
-
-        def score(value: float, name: str = name, start: Ridge = ridge) -> float:
-            return trial.ndcg(form(replace(start, **{name: value})), decay)
-
-        value, ndcg = _climb(values, getattr(ridge, name), ndcg, score)
-        ridge = replace(ridge, **{name: value})
-    decay, ndcg = trial.best_decay(form(ridge), decay)
-    return Choice(decay, ridge, None, ndcg)
 
 
 def choose_ease(trial: Trial, evidence: Evidence, *, neighbors: int) -> float:

@@ -7,7 +7,6 @@ descent on the Gram matrix ZᵀZ (Friedman, Hastie and Tibshirani, 2010), over a
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 
 from kgrank.compiled import compiled
@@ -18,9 +17,7 @@ SWEEPS = 10  # over a column's candidates, at most
 SETTLED = 1e-3  # no weight changed more in a sweep: the column is done
 
 
-def slim(
-    gram: Floats, candidates: Ints, penalty: Floats, sparsity: float
-) -> sp.csr_matrix:
+def slim(gram: Floats, candidates: Ints, penalty: Floats, sparsity: float) -> sp.csr_matrix:
     """The weights B, (n_items × n_items) float32 CSR.
 
     Args:

@@ -16,7 +16,6 @@ from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatu
 from kgrank.fusion.evidence import Evidence, ItemFeatures, item_side
 from kgrank.fusion.fusing import LEARNED, Fused, fuse
 from kgrank.fusion.history import Decay, Histories
-from kgrank.fusion.item_item import EXACT_ITEMS
 from kgrank.fusion.learned import Learner, Start
 from kgrank.fusion.model import FusedModel, Head
 from kgrank.fusion.prediction import Lists
@@ -27,7 +26,6 @@ from kgrank.fusion.selection import (
     choose_ease,
     choose_features,
     choose_ridge,
-    choose_slim,
     sub_catalogue,
 )
 from kgrank.fusion.settings import FitSettings, TaskSettings
@@ -258,17 +256,11 @@ def _choose(
     trial, small_trial = Trial.of(queries, settings.seed), Trial.of(narrowed, settings.seed)
     choices: dict[str, Choice] = {}
     forms = _feature_forms(evidence.features)
-    exact = smaller.histories.n_items <= EXACT_ITEMS
-    total = 2 + exact + len(forms)
+    total = 2 + len(forms)
     for directed, name in ((False, "linear"), (True, "directed")):
         progress("choosing settings", len(choices), total)
         choices[name] = choose_ridge(
             small_trial, smaller, directed=directed, neighbors=settings.neighbors
-        )
-    if exact:
-        progress("choosing settings", len(choices), total)
-        choices["slim"] = choose_slim(
-            small_trial, smaller, choices["linear"], neighbors=settings.neighbors
         )
     for name, form in forms.items():
         progress("choosing settings", len(choices), total)
