@@ -93,7 +93,7 @@ def quoted(name: str) -> str:
 
 
 class Server:
-    """An open connection. Use it as a context manager, in one thread.
+    """An open connection, or several: each call has one. Use it as a context manager.
 
     Args:
         address: where.
