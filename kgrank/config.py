@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kgrank.encoders.compression import CompressSettings
 from kgrank.encoders.images import ImageSettings
 from kgrank.encoders.pretraining import PretrainSettings
 from kgrank.encoders.text import TextSettings
@@ -32,6 +33,7 @@ class Config(Section):
         fit: how the model is fitted.
         learn: how its learned parts are trained.
         pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
+        compress: how a text encoder is made smaller, by `kgrank compress`.
     """
 
     tables: TablesSettings = TablesSettings()
@@ -43,6 +45,7 @@ class Config(Section):
     fit: FitSettings = FitSettings()
     learn: LearnSettings = LearnSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    compress: CompressSettings = CompressSettings()
 
 
 def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:
