@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kgrank.errors import DataError, Fault
+from kgrank.serving.compress_cli import app as compress_app
 from kgrank.serving.options import (
     BundlePath,
     Folder,
@@ -407,6 +408,7 @@ def profile(bundle: BundlePath, user: User, as_json: Json = False) -> None:
 
 
 app.add_typer(text_app)
+app.add_typer(compress_app)
 
 
 def _recommender(bundle: Path) -> Recommender:
