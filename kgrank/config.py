@@ -18,6 +18,7 @@ from kgrank.kg.building import GraphSettings
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import TablesSettings
 from kgrank.settings import LearnSettings, Section
+from kgrank.spaces import TuneSettings
 
 
 class Config(Section):
@@ -34,6 +35,7 @@ class Config(Section):
         learn: how its learned parts are trained.
         pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
         compress: how a text encoder is made smaller, by `kgrank compress`.
+        tune: which settings are searched, by `kgrank tune`.
     """
 
     tables: TablesSettings = TablesSettings()
@@ -46,6 +48,7 @@ class Config(Section):
     learn: LearnSettings = LearnSettings()
     pretrain: PretrainSettings = PretrainSettings()
     compress: CompressSettings = CompressSettings()
+    tune: TuneSettings = TuneSettings()
 
 
 def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:

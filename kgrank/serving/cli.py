@@ -40,6 +40,7 @@ from kgrank.serving.printing import (
     progress_on_stderr,
 )
 from kgrank.serving.text_cli import app as text_app
+from kgrank.serving.tune_cli import app as tune_app
 
 if TYPE_CHECKING:
     from kgrank.serving.recommender import Recommender
@@ -409,6 +410,7 @@ def profile(bundle: BundlePath, user: User, as_json: Json = False) -> None:
 
 app.add_typer(text_app)
 app.add_typer(compress_app)
+app.add_typer(tune_app)
 
 
 def _recommender(bundle: Path) -> Recommender:
