@@ -2,16 +2,18 @@
 
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/compression.py amazon-industrial
 
-The argument is a folder of tables. Every form is made of all-MiniLM-L6-v2 (`kgrank[demo]`) by what
-`kgrank compress --source` calls, and measured beside the original in one process: size of the
-folder, titles a second on up to 2,000 distinct titles in one run after the model was loaded,
-likeness of the vectors, and R@10 of the fused system on valid (one list a user, fitted on train
-rows), with a paired bootstrap over users. No test row is read. The original is encoded anew beside
-each form, so that a ratio of speeds compares two runs that follow each other. The last row has no
-encoder: what TF-IDF, the graph and histories reach without one.
+The argument is a folder of tables. Every form is made of all-MiniLM-L6-v2 (`kgrank[demo]`) as
+`kgrank compress --source` makes it, and measured beside the original in one process: size of the
+folder, titles a second on up to 2,000 distinct titles in one run after the model was loaded, and
+likeness of the vectors. The original is encoded anew beside each form, so that a ratio of speeds
+compares two runs that follow each other.
 
-Prints one Markdown row a form; `--json FILE` keeps everything. `--only NAME …` leaves out the
-others.
+For the forms of `--ranked` (all, if left out) a system is fitted on train rows with each, and R@10
+is that of one list a user on valid, with a paired bootstrap over users; no test row is read. The
+last row has no encoder: what TF-IDF, the graph and histories reach without one.
+
+Distilling and the table learn from titles alone here, distilling in two passes. Prints one Markdown
+row a form; `--json FILE` keeps everything, and `--only FORM …` leaves out the others.
 """
 
 from __future__ import annotations
@@ -26,21 +28,21 @@ from pathlib import Path
 from typing import Any
 
 from kgrank.config import Config
-from kgrank.encoders.compression import Method
+from kgrank.encoders.compression import Method, compress
+from kgrank.encoders.text import item_texts
+from kgrank.files import new_folder
 from kgrank.kg.tables import Tables, read_tables
-from kgrank.serving.compressing import Comparison, compress_encoder
-from kgrank.serving.evaluating import valid_lists
-from kgrank.serving.training import train
+from kgrank.serving.compressing import Comparison, measure, ranked, with_ranks
 
+START = "minilm"
 FORMS: dict[str, tuple[Method, dict[str, Any]]] = {
-    "layers, 3 spread": ("layers", {"layers": 3}),
-    "layers, first 3": ("layers", {"layers": 3, "keep": "first"}),
-    "distil, 3 spread": ("distil", {"layers": 3}),
-    "distil, 1": ("distil", {"layers": 1}),
-    "static, 256": ("static", {"dim": 256}),
-    "static, 128": ("static", {"dim": 128}),
     "onnx": ("onnx", {}),
     "int8": ("int8", {}),
+    "layers, 3 spread": ("layers", {"layers": 3}),
+    "layers, first 3": ("layers", {"layers": 3, "keep": "first"}),
+    "distil, 3 spread": ("distil", {"layers": 3, "epochs": 2}),
+    "static, 256": ("static", {"dim": 256}),
+    "static, 256, no texts": ("static", {"dim": 256}),
 }
 COLUMNS = (
     *("form", "MB", "times smaller", "titles/s", "times as fast", "cosine", "nearest in common"),
@@ -48,34 +50,37 @@ COLUMNS = (
 )
 
 
-def run(name: str, tables: Tables, cache: Path, work: Path) -> Comparison:
-    method, settings = FORMS[name]
-    begun = time.perf_counter()
+class Told:
+    """One line on stderr."""
 
-    def progress(stage: str, done: int, total: int) -> None:
-        where = f"{name}: {time.perf_counter() - begun:5.0f} s"
+    def __init__(self, name: str) -> None:
+        self.name, self.begun = name, time.perf_counter()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Tell of a stage."""
+        where = f"{self.name}: {time.perf_counter() - self.begun:5.0f} s"
         print(f"\r{where}  {stage} {done}/{total}\033[K", end="", file=sys.stderr)
 
-    config = Config.from_dict({"compress": settings}, "compression")
-    out = work / name
-    found = compress_encoder(
-        "minilm", out, method, tables, config, force=True, cache=cache, progress=progress
-    )
+
+def made(name: str, tables: Tables, work: Path) -> tuple[Path, Comparison]:
+    """A form of the encoder, and its size, speed and likeness."""
+    method, settings = FORMS[name]
+    config, told = Config.from_dict({"compress": settings}, "compression"), Told(name)
+    titles = list(dict.fromkeys(filter(str.strip, item_texts(tables.items, config.text))))
+    with new_folder(work / name) as folder:
+        learned = () if name.endswith("no texts") else titles
+        about = compress(START, folder, method, config.compress, texts=learned, progress=told)
+    found = measure(START, work / name, name, about, titles, config, told)
     print(file=sys.stderr)
-    return found
-
-
-def without(tables: Tables, cache: Path) -> float:
-    """R@10 on valid of the system without an encoder."""
-    config = Config.from_dict({"text": {"model": "none"}, "fit": {"refit": False}}, "compression")
-    scores, _ = valid_lists(train(tables, config, cache=cache), tables)
-    return float(scores.recall[10].mean())
+    return work / name, found
 
 
 def row(name: str, found: Comparison) -> str:
     original, small = found.original, found.compressed
-    low, high = found.interval or (float("nan"), float("nan"))
-    change = (small.recall or 0.0) - (original.recall or 0.0)
+    change = ""
+    if found.interval is not None and small.recall is not None and original.recall is not None:
+        low, high = found.interval
+        change = f"{small.recall - original.recall:+.4f} ({low:+.4f} to {high:+.4f})"
     cells = (
         name,
         f"{small.megabytes:.1f}",
@@ -84,9 +89,8 @@ def row(name: str, found: Comparison) -> str:
         f"{small.texts_per_second / original.texts_per_second:.1f}",
         f"{found.cosine:.4f}",
         f"{found.neighbors:.2f}",
-        f"{small.alone or 0.0:.4f}",
-        f"{small.recall:.4f}",
-        f"{change:+.4f} ({low:+.4f} to {high:+.4f})",
+        *("" if value is None else f"{value:.4f}" for value in (small.alone, small.recall)),
+        change,
     )
     return f"| {' | '.join(cells)} |"
 
@@ -95,24 +99,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", choices=list(FORMS), default=list(FORMS))
+    parser.add_argument("--ranked", nargs="*", choices=[*FORMS, "none"])
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    tables = read_tables(given.folder)
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    tables, config = read_tables(given.folder), Config()
+    asked = [*given.only, "none"] if given.ranked is None else given.ranked
     kept: dict[str, Any] = {}
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
+        cache = work / "cache"
+        whole = ranked(START, tables, config, cache, Told("original")) if asked else None
         for name in given.only:
-            found = run(name, tables, work / "cache", work)
-            if not kept:
-                whole = found.original
-                size, speed = f"{whole.megabytes:.1f}", f"{whole.texts_per_second:,.0f}"
-                alone, recall = f"{whole.alone or 0.0:.4f}", f"{whole.recall:.4f}"
-                print(f"| original | {size} | | {speed} | | | | {alone} | {recall} | |")
+            folder, found = made(name, tables, work)
+            if whole is not None and name in asked:
+                small = ranked(folder, tables, config, cache, Told(name))
+                found = with_ranks(found, whole, small)
             print(row(name, found), flush=True)
             kept[name] = asdict(found)
-        kept["none"] = without(tables, work / "cache")
-        print(f"| no encoder | | | | | | | | {kept['none']:.4f} | |")
+        first = next(iter(kept.values()))["original"]
+        line = f"| original | {first['megabytes']:.1f} | | {first['texts_per_second']:,.0f} | | | |"
+        if whole is not None:
+            line += f" {whole.alone:.4f} | {whole.recall.mean():.4f} | |"
+        print(line, flush=True)
+        if "none" in asked:
+            none = ranked("none", tables, config, cache, Told("no encoder"))
+            kept["none"] = float(none.recall.mean())
+            print(f"| no encoder | | | | | | | | {kept['none']:.4f} | |")
     if given.json:
         given.json.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
 

@@ -138,9 +138,12 @@ def compress_encoder(
         )
         shown = read_tables(sample_shop()) if tables is None else tables
         titles = list(dict.fromkeys(filter(str.strip, item_texts(shown.items, config.text))))
-        comparison = _measure(start, folder, str(out), made, titles, config, progress)
+        comparison = measure(start, folder, str(out), made, titles, config, progress)
         if tables is not None:
-            comparison = _rank(comparison, start, folder, tables, config, cache, progress)
+            original, compressed = (
+                ranked(model, tables, config, cache, progress) for model in (start, folder)
+            )
+            comparison = with_ranks(comparison, original, compressed)
             _refuse(comparison, most_loss, force)
         told = json.dumps(asdict(comparison), indent=1, ensure_ascii=False)
         (folder / "compression.json").write_text(told + "\n", "utf-8")
@@ -154,7 +157,7 @@ def _learned_texts(tables: Tables, config: Config) -> list[str]:
     return shop_texts(items, none, config.compress.fields, section="compress")
 
 
-def _measure(
+def measure(
     start: str | Path,
     folder: Path,
     named: str,
@@ -163,7 +166,17 @@ def _measure(
     config: Config,
     progress: Progress,
 ) -> Comparison:
-    """Size, speed and likeness."""
+    """Size, speed and likeness of two encoders; of the rankings nothing yet.
+
+    Args:
+        start: the original.
+        folder: where the compressed one lies now.
+        named: where it will lie.
+        made: how it was made.
+        titles: distinct texts that say something; 2,000 of them at most are encoded.
+        config: its `text.device` and `text.max_tokens` are used.
+        progress: told of each encoder.
+    """
     rng = np.random.default_rng(0)
     chosen = rng.permutation(len(titles))[:MEASURED_TEXTS]
     texts = [titles[place] for place in chosen]
@@ -218,34 +231,51 @@ def _shared_neighbors(one: npt.NDArray[np.float32], other: npt.NDArray[np.float3
     return float(np.mean(shared)) / k
 
 
-def _rank(
-    comparison: Comparison,
-    start: str | Path,
-    folder: Path,
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """How a system ranks with an encoder.
+
+    Attributes:
+        recall: (lists) float64, R@10 on valid.
+        users: (lists) whose list it is.
+        alone: NDCG@10 of the text vectors alone on valid; None without an encoder.
+    """
+
+    recall: npt.NDArray[np.float64]
+    users: npt.NDArray[np.int64]
+    alone: float | None
+
+
+def ranked(
+    model: str | Path,
     tables: Tables,
     config: Config,
-    cache: Path | None,
-    progress: Progress,
-) -> Comparison:
-    """The comparison with what the rankings become."""
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Ranked:
+    """Fit on train rows with an encoder, "none" for none, and judge the lists on valid.
+
+    Raises:
+        DataError, ModelError: as `kgrank.serving.training.train`.
+    """
+    text = config.text.model_copy(update={"model": None if model == "none" else str(model)})
     fit = config.fit.model_copy(update={"refit": False})
-    recalls, alone = [], []
-    for model in (start, folder):
-        text = config.text.model_copy(update={"model": str(model)})
-        changed = config.model_copy(update={"fit": fit, "text": text})
-        bundle = train(tables, changed, cache=cache, progress=progress)
-        scores, users = valid_lists(bundle, tables, progress)
-        recalls.append(scores.recall[10])
-        alone.append(bundle.facts["choices"].get("embedding", {}).get("valid_ndcg@10"))
-    original, compressed = recalls
-    difference = paired_bootstrap(compressed, original, users)
-    of_original = float(original.mean())
-    lost = -difference.mean / of_original if of_original else 0.0
+    changed = config.model_copy(update={"fit": fit, "text": text})
+    bundle = train(tables, changed, cache=cache, progress=progress)
+    scores, users = valid_lists(bundle, tables, progress)
+    alone = bundle.facts["choices"].get("embedding", {}).get("valid_ndcg@10")
+    return Ranked(scores.recall[10], users, alone)
+
+
+def with_ranks(comparison: Comparison, original: Ranked, compressed: Ranked) -> Comparison:
+    """The comparison with what the rankings become; both are of the same users."""
+    difference = paired_bootstrap(compressed.recall, original.recall, original.users)
+    before, after = float(original.recall.mean()), float(compressed.recall.mean())
     return replace(
         comparison,
-        original=replace(comparison.original, recall=of_original, alone=alone[0]),
-        compressed=replace(comparison.compressed, recall=float(compressed.mean()), alone=alone[1]),
-        lost=lost,
+        original=replace(comparison.original, recall=before, alone=original.alone),
+        compressed=replace(comparison.compressed, recall=after, alone=compressed.alone),
+        lost=-difference.mean / before if before else 0.0,
         interval=(difference.low, difference.high) if np.isfinite(difference.low) else None,
     )
 
