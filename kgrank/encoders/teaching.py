@@ -62,8 +62,11 @@ def taught_table(table: Floats, means: sp.csr_matrix, vectors: Floats, strength:
         vectors: (n, k) float32, what is to come out.
         strength: above 0.
     """
+    met = np.flatnonzero(means.getnnz(axis=0))  # all other rows stay
+    lost = vectors - means @ table
+    means = means[:, met]
     transposed = means.T.tocsr()
-    rest = np.asarray(transposed @ (vectors - means @ table), np.float32)  # (entries, k)
+    rest = np.asarray(transposed @ lost, np.float32)  # (met, k)
     change, direction = np.zeros_like(rest), rest.copy()
     length = (rest * rest).sum(axis=0)
     enough = _EXACT**2 * length
@@ -76,7 +79,9 @@ def taught_table(table: Floats, means: sp.csr_matrix, vectors: Floats, strength:
         rest -= step * image
         before, length = length, (rest * rest).sum(axis=0)
         direction = rest + length / np.maximum(before, _TINY) * direction
-    return table + change
+    taught = table.copy()
+    taught[met] += change
+    return taught
 
 
 def likeness(table: Floats, means: sp.csr_matrix, vectors: Floats) -> float:

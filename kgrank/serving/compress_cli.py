@@ -30,7 +30,7 @@ def compress(
         typer.Option(help="Drop layers; train what is left; a table of tokens; ONNX; its 8 bits."),
     ],
     source: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="SOURCE", help="The shop whose rankings must not get worse."),
     ] = None,
     layers: Annotated[
@@ -64,14 +64,13 @@ def compress(
             message = "without --source nothing is known of the loss; leave it out, or name a shop."
             raise typer.BadParameter(message, param_hint=name)
     with faults_told(as_json):
-        from kgrank.config import read_config
-        from kgrank.kg.tables import read_tables
+        from kgrank.config import read_config, read_source
         from kgrank.serving.compressing import compress_encoder
         from kgrank.tracking import sink_of
 
         named = [] if layers is None else [f"compress.layers={layers}"]
         config = read_config(source, [*(sets or ()), *named])
-        tables = None if source is None else read_tables(source, config.tables)
+        tables = None if source is None else read_source(source, config)
         with ExitStack() as tracked:
             sinks = [tracked.enter_context(sink_of(word, config.as_dict())) for word in track or ()]
             with progress_on_stderr() as progress:

@@ -48,8 +48,7 @@ def tune(
 ) -> None:
     """Search settings by how well a fit with them lists the valid rows; test is never read."""
     with faults_told(as_json):
-        from kgrank.config import read_config
-        from kgrank.kg.tables import read_tables
+        from kgrank.config import read_config, read_source
         from kgrank.serving.searching import BEST, fragment
         from kgrank.serving.tuning import tune as find
         from kgrank.spaces import read_space
@@ -60,7 +59,7 @@ def tune(
         spaces = read_space(config.tune.space, space or ())
         with progress_on_stderr() as progress:
             found = find(
-                read_tables(source, config.tables),
+                read_source(source, config),
                 config,
                 spaces,
                 out,
