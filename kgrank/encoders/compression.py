@@ -26,6 +26,7 @@ import scipy.sparse as sp
 from pydantic import Field
 
 from kgrank.devices import choose_device
+from kgrank.encoders.cache import VectorCache, encode_cached
 from kgrank.encoders.corpus import split_texts
 from kgrank.encoders.exporting import need_exporter, write_onnx
 from kgrank.encoders.folders import copy_text_files, load_transformer, quiet_transformers
@@ -135,6 +136,7 @@ def compress(
     *,
     texts: Sequence[str] = (),
     device: str = "auto",
+    cache: Path | None = None,
     checkpoints: Path | None = None,
     resume: bool = False,
     sinks: Sequence[Sink] = (),
@@ -149,6 +151,7 @@ def compress(
         settings: the `[compress]` section; its defaults if None.
         texts: what distil and static learn from; static does without.
         device: where distil trains, and the whole encoder reads texts: "cpu", "cuda" or "auto".
+        cache: folder where vectors of texts are kept between runs; none if None.
         checkpoints: folder where distil leaves what it needs to be resumed; none if None.
         resume: go on from that checkpoint, if there is one of this very training.
         sinks: where figures of distil go.
@@ -172,7 +175,7 @@ def compress(
         )
     about: dict[str, Any] = {"start": str(start), "fingerprint": encoder.fingerprint}
     if method == "static":
-        table, learned = _table(encoder, texts, settings, device, progress)
+        table, learned = _table(encoder, texts, settings, device, cache, progress)
         write_static(folder, table, encoder.name, settings.rarity)
         _save_tokenizer(encoder, folder)
         return Compressed(method, **about, **learned)
@@ -189,7 +192,7 @@ def compress(
     about["layers"] = drop_layers(model, settings.layers, settings.keep)
     if method == "distil":
         before, trained, n_texts = _distil(
-            encoder, model, texts, settings, device, checkpoints, resume, sinks, progress
+            encoder, model, texts, settings, device, cache, checkpoints, resume, sinks, progress
         )
         cosines = (before, *trained.valid)
         about |= {"cosines": cosines, "best_epoch": trained.best_epoch, "texts": n_texts}
@@ -267,6 +270,7 @@ def _table(
     texts: Sequence[str],
     settings: CompressSettings,
     device: str,
+    cache: Path | None,
     progress: Progress,
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
     """A static table, and what `Compressed` says of its texts."""
@@ -277,7 +281,7 @@ def _table(
     teacher = TextEncoder.load(encoder.folder, device, settings.max_tokens)
     parts = split_texts(texts, settings.held_out)
     known = np.asarray(tokens.any(axis=1))
-    lessons = [_lessons(teacher, part, progress, known=known) for part in parts]
+    lessons = [_lessons(teacher, part, cache, progress, known=known) for part in parts]
     shares = token_shares(encoder, len(tokens), parts[0])
     axes = widest_axes(lessons[0].vectors, settings.dim)
     rows = weighed_tokens(tokens, settings.rarity / (settings.rarity + shares)) @ axes
@@ -304,6 +308,7 @@ def _distil(
     texts: Sequence[str],
     settings: CompressSettings,
     device: str,
+    cache: Path | None,
     checkpoints: Path | None,
     resume: bool,
     sinks: Sequence[Sink],
@@ -316,7 +321,7 @@ def _distil(
     at = choose_device(device)
     teacher = TextEncoder.load(encoder.folder, at, settings.max_tokens)
     parts = split_texts(texts, settings.held_out)
-    train, held = (_lessons(teacher, part, progress) for part in parts)
+    train, held = (_lessons(teacher, part, cache, progress) for part in parts)
     task = DistilTask(
         student,
         encoder.pooling,
@@ -345,6 +350,7 @@ def _distil(
 def _lessons(
     teacher: TextEncoder,
     texts: Sequence[str],
+    cache: Path | None,
     progress: Progress,
     known: npt.NDArray[np.bool_] | None = None,
 ) -> Lessons:
@@ -357,7 +363,10 @@ def _lessons(
     def told(done: int, total: int) -> None:
         progress("reading texts", done, total)
 
-    vectors = teacher.encode(texts, progress=told)
+    if cache is None:
+        vectors = teacher.encode(texts, progress=told)
+    else:
+        vectors = encode_cached(teacher, texts, VectorCache(cache), told)[0]
     encodings = teacher.loaded[1].encode_batch_fast(texts, add_special_tokens=known is None)
     ids = [
         encoding.ids if known is None else [token for token in encoding.ids if known[token]]

@@ -106,7 +106,7 @@ def compress_encoder(
         most_loss: share of R@10 on valid that may be lost.
         force: keep it all the same.
         resume: go on from the checkpoint of a distilling cut short.
-        cache: folder of text vectors for the fits; as in `kgrank.serving.training.train`.
+        cache: folder of text vectors; as in `kgrank.serving.training.train`.
         sinks: where figures of distilling go.
         progress: told of each stage.
 
@@ -131,6 +131,7 @@ def compress_encoder(
             config.compress,
             texts=() if tables is None else _learned_texts(tables, config),
             device=config.text.device,
+            cache=cache or Path.home() / ".cache" / "kgrank" / "vectors",
             checkpoints=target.resolve().with_name(f".{target.resolve().name}.training"),
             resume=resume,
             sinks=sinks,

@@ -128,16 +128,23 @@ def test_a_distilling_cut_short_ends_with_the_same_weights(
 ) -> None:
     settings = ONE.model_copy(update={"epochs": 3, "batch": 8, "rate": 3e-3})
 
+    read: list[str] = []
+
     def run(name: str, stop_at: int | None = None, resume: bool = False) -> Path:
         out = tmp_path / name
         out.mkdir(exist_ok=True)
 
         def progress(stage: str, done: int, total: int) -> None:
+            read.append(stage)
             if stage.startswith("distilling") and done == stop_at:
                 raise KeyboardInterrupt
 
         checkpoints = tmp_path / f".{name}"
-        options: dict[str, Any] = {"checkpoints": checkpoints, "resume": resume}
+        options: dict[str, Any] = {
+            "checkpoints": checkpoints,
+            "resume": resume,
+            "cache": tmp_path / "cache" / name,
+        }
         compress(tiny_folder, out, "distil", settings, texts=TEXTS, progress=progress, **options)
         return out
 
@@ -145,7 +152,10 @@ def test_a_distilling_cut_short_ends_with_the_same_weights(
     with pytest.raises(KeyboardInterrupt):
         run("short", stop_at=14)
     assert (tmp_path / ".short").is_dir()
+    assert "reading texts" in read
+    read.clear()
     again = load_file(run("short", resume=True) / "model.safetensors")
+    assert "reading texts" not in read  # the teacher's words are kept
     assert whole.keys() == again.keys()
     for name, tensor in whole.items():
         assert (tensor == again[name]).all(), name
