@@ -13,13 +13,13 @@ from kgrank.encoders.pretraining import PretrainSettings
 from kgrank.encoders.text import TextSettings
 from kgrank.encoders.tfidf import TfidfSettings
 from kgrank.errors import ConfigError
-from kgrank.fusion.settings import FitSettings
+from kgrank.fusion.settings import FitSettings, TaskSettings
 from kgrank.kg.bolt import is_server
 from kgrank.kg.building import GraphSettings
 from kgrank.kg.server_tables import Neo4jSettings, read_server_tables
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import Tables, TablesSettings, read_tables
-from kgrank.settings import LearnSettings, Section
+from kgrank.settings import LearnSettings, RulesSettings, Section
 from kgrank.spaces import TuneSettings
 
 
@@ -35,10 +35,12 @@ class Config(Section):
         tfidf: how words become features.
         image: which picture of a product is seen, and by what model.
         fit: how the model is fitted.
+        tasks: which kinds of events are clicks, purchases and ratings.
         learn: how its learned parts are trained.
         pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
         compress: how a text encoder is made smaller, by `kgrank compress`.
         tune: which settings are searched, by `kgrank tune`.
+        rules: where the shop's rules lie.
     """
 
     tables: TablesSettings = TablesSettings()
@@ -49,10 +51,12 @@ class Config(Section):
     tfidf: TfidfSettings = TfidfSettings()
     image: ImageSettings = ImageSettings()
     fit: FitSettings = FitSettings()
+    tasks: TaskSettings = TaskSettings()
     learn: LearnSettings = LearnSettings()
     pretrain: PretrainSettings = PretrainSettings()
     compress: CompressSettings = CompressSettings()
     tune: TuneSettings = TuneSettings()
+    rules: RulesSettings = RulesSettings()
 
 
 def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:

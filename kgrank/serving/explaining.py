@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
@@ -13,36 +11,6 @@ from kgrank.kg.vocabulary import Node
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.explanation import EventShare, Explanation, Path, PathEdge, PathNode
 from kgrank.serving.wording import describe
-
-
-@dataclass(frozen=True)
-class EntityInterest:
-    """An entity of a user's products; `share` sums to 1 over all entities."""
-
-    id: str
-    type: str
-    name: str
-    share: float
-    item_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What the engine knows of a user.
-
-    Attributes:
-        events: kind of event → how many.
-        first, last: seconds UTC of the oldest and newest event; None where events have no time.
-        items: the newest distinct items, newest first.
-        entities: what the items have in common, strongest first.
-    """
-
-    user_id: str
-    events: dict[str, int]
-    first: float | None
-    last: float | None
-    items: tuple[str, ...]
-    entities: tuple[EntityInterest, ...]
 
 
 def explain(
@@ -68,8 +36,9 @@ def explain(
     }
     events = _event_shares(bundle, parts)
     paths = tuple(graph_paths(bundle, model, user_id, item, parts, max_paths))
+    predictor = model.predictors.get(head)
     text = describe(
-        bias=parts.bias,
+        bias=parts.bias if predictor is None else _above_mean(model.bias(head), item),
         contributions=contributions,
         events=events,
         paths=paths,
@@ -87,7 +56,14 @@ def explain(
         paths=paths,
         rules=(),
         text=text,
+        task="rank" if predictor is None else head,
+        prediction=None if predictor is None else float(predictor.link(parts.score)),
     )
+
+
+def _above_mean(bias: np.ndarray, item: int) -> float:
+    """What the item gets from everybody beyond the mean item."""
+    return float(bias[item] - bias.mean())
 
 
 def _event_shares(bundle: Bundle, parts: EventParts) -> tuple[EventShare, ...]:
@@ -192,41 +168,3 @@ def _path_edge(bundle: Bundle, number: int) -> PathEdge:
     edge = bundle.graph.edge(number)
     head, tail = bundle.graph.node(edge.head), bundle.graph.node(edge.tail)
     return PathEdge(edge.relation, head.id, tail.id)
-
-
-def profile(bundle: Bundle, user_id: str, *, n_items: int = 10, n_entities: int = 10) -> Profile:
-    """See `Recommender.profile`."""
-    histories = bundle.histories
-    span = histories.of_users(bundle.users.numbers([user_id]))
-    events = np.arange(span.first[0], span.last[0])
-    items = histories.items[events]
-    kinds = np.bincount(histories.kinds[events], minlength=len(histories.kind_names))
-    times = histories.times[events]
-    timed = len(times) > 0 and bool(np.isfinite(times).all())
-    newest = list(dict.fromkeys(items[::-1].tolist()))[:n_items]
-    return Profile(
-        user_id=user_id,
-        events={k: int(n) for k, n in zip(histories.kind_names, kinds, strict=True) if n},
-        first=float(times.min()) if timed else None,
-        last=float(times.max()) if timed else None,
-        items=tuple(str(i) for i in bundle.items.ids(np.array(newest, np.int64))),
-        entities=_interests(bundle, items, n_entities),
-    )
-
-
-def _interests(bundle: Bundle, items: np.ndarray, n: int) -> tuple[EntityInterest, ...]:
-    graph_channel = [c.form for c in bundle.model.channels if c.name == "graph"]
-    if not graph_channel or not isinstance(graph_channel[0], SparseFeatures) or not len(items):
-        return ()
-    rows = graph_channel[0].values[items].tocoo()
-    weights = np.bincount(rows.col, rows.data, minlength=rows.shape[1])
-    total = weights.sum() or 1.0
-    interests = []
-    for column in np.argsort(-weights, kind="stable")[:n]:
-        if weights[column] > 0.0:
-            node = bundle.graph.node(int(bundle.item_entities.columns[column]))
-            of = np.unique(items[rows.row[rows.col == column]])
-            ids = tuple(str(i) for i in bundle.items.ids(of))
-            share = float(weights[column] / total)
-            interests.append(EntityInterest(node.id, node.type, node.name, share, ids))
-    return tuple(interests)

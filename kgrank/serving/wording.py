@@ -68,6 +68,7 @@ _ENGLISH = _Language(
         "rating": "rated {x}",
         "redeem": "redeemed a coupon for {x}",
         "interaction": "chose {x}",
+        "not_interested": "were not interested in {x}",
     },
     unknown_event="had an event '{kind}' on {x}",
     channels={
@@ -121,6 +122,7 @@ _CHINESE = _Language(
         "rating": "评价过{x}",
         "redeem": "用优惠券换购过{x}",
         "interaction": "选择过{x}",
+        "not_interested": "对{x}不感兴趣",
     },
     unknown_event="对{x}有过“{kind}”事件",
     channels={
