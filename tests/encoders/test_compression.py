@@ -256,6 +256,7 @@ def test_tables_of_model2vec_load_with_weights_and_shared_rows(
     red, lamp = (vocabulary[word] for word in ("red", "lamp"))
     total = rows[red % 2] * weights[red] + rows[lamp % 2] * weights[lamp]
     assert_allclose(encoder.encode(["red lamp"])[0], total / np.linalg.norm(total), atol=1e-6)
+    assert not encoder.encode(["zebra"]).any()  # though its row holds something
 
 
 def test_sums_of_tokens_by_hand() -> None:
