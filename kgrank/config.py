@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kgrank.encoders.compression import CompressSettings
 from kgrank.encoders.images import ImageSettings
 from kgrank.encoders.pretraining import PretrainSettings
 from kgrank.encoders.text import TextSettings
@@ -19,6 +20,7 @@ from kgrank.kg.server_tables import Neo4jSettings, read_server_tables
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import Tables, TablesSettings, read_tables
 from kgrank.settings import LearnSettings, RulesSettings, Section
+from kgrank.spaces import TuneSettings
 
 
 class Config(Section):
@@ -36,6 +38,8 @@ class Config(Section):
         tasks: which kinds of events are clicks, purchases and ratings.
         learn: how its learned parts are trained.
         pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
+        compress: how a text encoder is made smaller, by `kgrank compress`.
+        tune: which settings are searched, by `kgrank tune`.
         rules: where the shop's rules lie.
     """
 
@@ -50,6 +54,8 @@ class Config(Section):
     tasks: TaskSettings = TaskSettings()
     learn: LearnSettings = LearnSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    compress: CompressSettings = CompressSettings()
+    tune: TuneSettings = TuneSettings()
     rules: RulesSettings = RulesSettings()
 
 
