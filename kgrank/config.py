@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kgrank.encoders.compression import CompressSettings
 from kgrank.encoders.finetuning import FinetuneSettings
 from kgrank.encoders.images import ImageSettings
 from kgrank.encoders.pretraining import PretrainSettings
@@ -20,6 +21,7 @@ from kgrank.kg.server_tables import Neo4jSettings, read_server_tables
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import Tables, TablesSettings, read_tables
 from kgrank.settings import LearnSettings, RulesSettings, Section
+from kgrank.spaces import TuneSettings
 
 
 class Config(Section):
@@ -38,6 +40,8 @@ class Config(Section):
         learn: how its learned parts are trained.
         pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
         finetune: how it learns what people chose, by `kgrank finetune`.
+        compress: how a text encoder is made smaller, by `kgrank compress`.
+        tune: which settings are searched, by `kgrank tune`.
         rules: where the shop's rules lie.
     """
 
@@ -53,6 +57,8 @@ class Config(Section):
     learn: LearnSettings = LearnSettings()
     pretrain: PretrainSettings = PretrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    compress: CompressSettings = CompressSettings()
+    tune: TuneSettings = TuneSettings()
     rules: RulesSettings = RulesSettings()
 
 

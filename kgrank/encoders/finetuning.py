@@ -25,7 +25,7 @@ from kgrank.devices import choose_device
 from kgrank.encoders.folders import (
     check_new,
     check_vocabulary,
-    copy_reading,
+    copy_text_files,
     quiet_transformers,
     write_figures,
     written,
@@ -219,8 +219,8 @@ def finetune(
     import torch
 
     from kgrank.encoders.examples import Catalogue
+    from kgrank.encoders.lessons import objectives_of, read_examples
     from kgrank.encoders.objectives import Mixture
-    from kgrank.encoders.teaching import objectives_of, read_examples
     from kgrank.encoders.tuned import TunedText
     from kgrank.loop import Loop
 
@@ -337,7 +337,7 @@ def _write(out: Path, model: TunedText, heads: Mapping[str, Any], facts: Mapping
         with quiet_transformers():
             transformer: Any = encoder.model
             transformer.cpu().save_pretrained(folder)
-        copy_reading(encoder.folder, folder)
+        copy_text_files(encoder.folder, folder)
         if encoder.projection is not None:
             write_projection(folder, encoder.projection.cpu(), encoder.pooling.mode)
         if heads:

@@ -21,11 +21,19 @@ from kgrank.files import sync
 
 FETCH = "Nothing is downloaded: fetch a model first, as with `hf download NAME --local-dir FOLDER`."
 
-_KEPT = (  # of an encoder gone on from: the tokenizer, and how token vectors are pooled
+_TEXT_FILES = (  # the tokenizer, and how token vectors are pooled
     *("*token*.json", "vocab.*", "merges.txt", "*.model"),
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
     *("1_Pooling/config.json", "*_Dense/*"),
 )
+
+
+def copy_text_files(folder: Path, to: Path) -> None:
+    """Copy how text becomes tokens, and tokens a vector, to the letter."""
+    for path in {path for pattern in _TEXT_FILES for path in folder.glob(pattern)}:
+        copy = to / path.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def check_weights(folder: Path) -> None:
@@ -179,14 +187,6 @@ def written(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def copy_reading(kept: Path, folder: Path) -> None:
-    """Copy how text becomes tokens, and tokens a vector, to the letter."""
-    for path in {path for pattern in _KEPT for path in kept.glob(pattern)}:
-        copy = folder / path.relative_to(kept)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copy)
 
 
 def write_figures(folder: Path, name: str, facts: Mapping[str, Any]) -> None:

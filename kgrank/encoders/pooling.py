@@ -7,7 +7,6 @@ The folder says it as sentence-transformers does: modules.json names the modules
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +22,8 @@ _IDENTITY = "torch.nn.modules.linear.Identity"
 _MODULES = "sentence_transformers.models."
 DENSE = "2_Dense"  # where a projection is written
 
+Mode = Literal["mean", "cls"]
+
 
 @dataclass(frozen=True)
 class Pooling:
@@ -34,7 +35,7 @@ class Pooling:
         dim: width of what comes out; None = that of the transformer.
     """
 
-    mode: Literal["mean", "cls"]
+    mode: Mode
     dense: Path | None = None
     dim: int | None = None
 
@@ -77,7 +78,7 @@ def read_pooling(folder: Path) -> Pooling:
     config = read_json(folder / "1_Pooling" / "config.json")
     modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
     mode = config.get("pooling_mode", "+".join(modes) or "pooling_mode_mean_tokens")
-    modes_of: dict[str, Literal["mean", "cls"]] = {
+    modes_of: dict[str, Mode] = {
         **dict.fromkeys(("mean", "pooling_mode_mean_tokens"), "mean"),
         **dict.fromkeys(("cls", "pooling_mode_cls_token"), "cls"),
     }
@@ -96,31 +97,6 @@ def read_pooling(folder: Path) -> Pooling:
         "or cls pooling, without further layers but for one linear projection. Choose an encoder "
         "of that kind."
     )
-
-
-def one_of(hidden: torch.Tensor, real: torch.Tensor, mode: Literal["mean", "cls"]) -> torch.Tensor:
-    """One vector a text, (n × d) float32.
-
-    Args:
-        hidden: (n × width × d) float32 token vectors.
-        real: (n × width) bool: which tokens are there.
-        mode: how they become one.
-    """
-    if mode == "cls":
-        return hidden[:, 0]
-    counted = real[..., None].float()
-    return (hidden * counted).sum(dim=1) / counted.sum(dim=1)
-
-
-def padded(ids: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token numbers as a table, and which of them are there: (n × width) int64 and bool."""
-    import torch
-
-    lengths = torch.tensor([len(sequence) for sequence in ids])
-    tokens = torch.full((len(ids), int(lengths.max())), pad, dtype=torch.long)
-    for row, sequence in enumerate(ids):
-        tokens[row, : len(sequence)] = torch.tensor(sequence)
-    return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
 
 
 def write_projection(folder: Path, projection: torch.nn.Linear, mode: str) -> None:

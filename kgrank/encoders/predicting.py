@@ -16,9 +16,9 @@ from torch import nn
 
 from kgrank.encoders.finetuning import FACTS, HEADS, FinetuneSettings
 from kgrank.encoders.folders import read_json
+from kgrank.encoders.lessons import heads_of
 from kgrank.encoders.next_product import HistoryRule
 from kgrank.encoders.pairs import PairHead
-from kgrank.encoders.teaching import heads_of
 from kgrank.encoders.text import TextEncoder
 from kgrank.errors import ModelError
 

@@ -25,7 +25,7 @@ from kgrank.encoders.corpus import split_texts
 from kgrank.encoders.folders import (
     check_new,
     check_vocabulary,
-    copy_reading,
+    copy_text_files,
     draw_epochs,
     quiet_transformers,
     write_figures,
@@ -331,7 +331,7 @@ def _write(
             if kept is None:
                 tokenizer.save_pretrained(folder)
             else:
-                copy_reading(kept, folder)
+                copy_text_files(kept, folder)
         write_figures(folder, "pretraining", facts)
         drawing = folder / "pretraining.svg"
         draw_epochs(drawing, facts["perplexity"], "perplexity", "Masked tokens of held-out texts")

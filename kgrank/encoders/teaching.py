@@ -1,182 +1,97 @@
-"""From tables to what each task of a fine-tuning learns from, and its head."""
+"""A static table that learns from a shop's texts what the whole encoder says of them.
+
+Of all tables, the one whose texts come nearest to the encoder's vectors and that stays near the
+table it begins as: ridge regression, solved by conjugate gradients (Hestenes and Stiefel 1952), so
+that no model is trained. Model2Vec's makers do the like by gradient descent ("Tokenlearn", 2024).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
-from torch import nn
+import numpy.typing as npt
+import scipy.sparse as sp
 
-from kgrank.encoders.examples import (
-    Catalogue,
-    Labelled,
-    Moments,
-    event_texts,
-    labelled,
-    moments,
-    ratings,
-    sentiments,
-)
-from kgrank.encoders.finetuning import FinetuneSettings
-from kgrank.encoders.labels import Rating, Sentiment
-from kgrank.encoders.next_product import HistoryRule, NextProduct
-from kgrank.encoders.objectives import Objective
-from kgrank.encoders.pairs import PairHead, Pairs
-from kgrank.encoders.tuned import TunedText
-from kgrank.errors import ConfigError, DataError, Fault
+Floats = npt.NDArray[np.float32]
 
-SPLITS = ("train", "valid")
+STRENGTHS = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)  # how much a row is held where it begins
+_STEPS = 100  # of conjugate gradients, at most
+_EXACT = 1e-3  # of the first residual's length, at which they end
+_TINY = 1e-30
 
 
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """What the tasks learn from and are judged on.
+def token_means(ids: Sequence[Sequence[int]], entries: int) -> sp.csr_matrix:
+    """What makes texts of a table: (n, entries) float32, each row a mean of tokens."""
+    starts = np.r_[0, np.cumsum([len(text) for text in ids])]
+    tokens = np.fromiter((token for text in ids for token in text), np.int64, starts[-1])
+    lengths = np.maximum(np.diff(starts), 1)
+    shares = np.repeat(1.0 / lengths, np.diff(starts)).astype(np.float32)
+    return sp.csr_matrix((shares, tokens, starts), (len(ids), entries))
 
-    Attributes:
-        moments: task → those of train and of valid.
-        labelled: task → those of train and of valid.
-        classes: the names of the sentiments.
+
+def widest_axes(vectors: Floats, dim: int) -> Floats:
+    """The axes that hold most of the vectors' length: (d, min(dim, d)) float32, widest first."""
+    _, axes = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors)  # ascending
+    axes = axes[:, ::-1][:, :dim]
+    # An axis's sign is arbitrary: make its largest entry positive.
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+    return np.asarray(axes, np.float32)
+
+
+def begun_table(rows: Floats, means: sp.csr_matrix, vectors: Floats) -> Floats:
+    """A table in the scale of the vectors, and around their mean: (entries, k) float32.
+
+    Args:
+        rows: (entries, k) float32, weighed token vectors around zero.
+        means: (n, entries), of `token_means`.
+        vectors: (n, k) float32, what is to come out.
     """
-
-    moments: dict[str, tuple[Moments, Moments]] = field(default_factory=dict)
-    labelled: dict[str, tuple[Labelled, Labelled]] = field(default_factory=dict)
-    classes: tuple[str, ...] = ()
-
-    def texts(self) -> list[str]:
-        """All labelled texts."""
-        return [text for pair in self.labelled.values() for part in pair for text in part.texts]
+    middle = vectors.mean(axis=0)
+    said = means @ rows
+    scale = (said * (vectors - middle)).sum() / max(float((said * said).sum()), _TINY)
+    return np.asarray(scale * rows + middle, np.float32)
 
 
-def read_examples(
-    tasks: Mapping[str, float],
-    kinds: Mapping[str, Collection[str]],
-    items: pd.DataFrame,
-    events: pd.DataFrame,
-    catalogue: Catalogue,
-    settings: FinetuneSettings,
-) -> Examples:
-    """The examples of every task.
+def taught_table(table: Floats, means: sp.csr_matrix, vectors: Floats, strength: float) -> Floats:
+    """The T that minimises ‖means · T − vectors‖² + strength · ‖T − table‖²: (entries, k) float32.
 
-    Raises:
-        ConfigError: a column is not there, or sentiment has no review to read.
-        DataError: there is nothing of a task's kind in train or valid, a label is not allowed, or
-            all labels are of one class.
+    Args:
+        table: (entries, k) float32, where it begins.
+        means: (n, entries), of `token_means`.
+        vectors: (n, k) float32, what is to come out.
+        strength: above 0.
     """
-    found = Examples()
-    rated = kinds.get("rating", ())
-    for task in tasks:
-        if task in ("next", "click", "purchase"):
-            of = None if task == "next" else kinds.get(task, ())
-            train, valid = (moments(events, items, catalogue, split, of) for split in SPLITS)
-            wanted = "events" if of is None else f"events {' or '.join(of)}"
-            what = f"{wanted} on a product with a text, after one on another"
-            _check(task, what, events, len(train), len(valid))
-            found.moments[task] = (train, valid)
-            continue
-        classes: tuple[str, ...] = ()
-        if task == "rating":
-            labels = ratings(events, rated, settings.scale)
-        else:
-            if settings.event_field is None:
-                raise ConfigError(
-                    "finetune.event_field: found none for the task sentiment; allowed: the column "
-                    "of events that holds reviews. Name it."
-                )
-            labels, classes = sentiments(events, settings.label, rated, settings.scale)
-        texts = event_texts(events, settings.event_field, items, catalogue)
-        parts = [labelled(events, texts, labels, split) for split in SPLITS]
-        what = f"events {' or '.join(rated)} with a rating and a text"
-        if settings.label is not None and task == "sentiment":
-            what = f"events with a text and a {settings.label}"
-        _check(task, what, events, *map(len, parts))
-        met = np.unique(parts[0].labels)
-        if len(met) < 2:
-            name = classes[int(met[0])] if classes else f"{met[0]:g}"
-            mend = "Give train events of other labels, or leave the task out."
-            column = settings.label if task == "sentiment" and settings.label else "value"
-            fault = Fault("events", None, column, f"{name} alone in train", "two or more", mend)
-            raise DataError([fault])
-        found.labelled[task] = (parts[0], parts[1])
-        if classes:
-            found = Examples(found.moments, found.labelled, classes)
-    return found
+    met = np.flatnonzero(means.getnnz(axis=0))  # all other rows stay
+    lost = vectors - means @ table
+    means = means[:, met]
+    transposed = means.T.tocsr()
+    rest = np.asarray(transposed @ lost, np.float32)  # (met, k)
+    change, direction = np.zeros_like(rest), rest.copy()
+    length = (rest * rest).sum(axis=0)
+    enough = _EXACT**2 * length
+    for _ in range(_STEPS):
+        if (length <= enough).all():
+            break
+        image = transposed @ (means @ direction) + strength * direction
+        step = length / np.maximum((direction * image).sum(axis=0), _TINY)
+        change += step * direction
+        rest -= step * image
+        before, length = length, (rest * rest).sum(axis=0)
+        direction = rest + length / np.maximum(before, _TINY) * direction
+    taught = table.copy()
+    taught[met] += change
+    return taught
 
 
-def _check(task: str, what: str, events: pd.DataFrame, *counts: int) -> None:
-    for split, count in zip(SPLITS, counts, strict=True):
-        if not count:
-            kinds = ", ".join(map(str, sorted(events["event"].unique()))) or "none"
-            found = f"none of {split} for the task {task} (kinds there are: {kinds})"
-            mend = "Name the kinds in [tasks], give such events, or leave the task out."
-            raise DataError([Fault("events", None, None, found, what, mend)])
+def likeness(table: Floats, means: sp.csr_matrix, vectors: Floats) -> float:
+    """Mean cosine of the table's texts and the encoder's vectors.
 
-
-def objectives_of(
-    tasks: Mapping[str, float],
-    model: TunedText,
-    catalogue: Catalogue,
-    examples: Examples,
-    settings: FinetuneSettings,
-    shrinkage: float,
-) -> tuple[dict[str, tuple[float, Objective]], nn.ModuleDict]:
-    """Task → its weight and objective; and the heads of those that have one."""
-    rule = HistoryRule(settings.history, settings.power, settings.dropped, settings.joined)
-    heads = heads_of(tasks, model.dim, settings.negatives, len(examples.classes))
-    found: dict[str, tuple[float, Objective]] = {}
-    encoded, rows = settings.encoded, settings.rows
-    for task, weight in tasks.items():
-        objective: Objective
-        if task in examples.moments:
-            train, valid = examples.moments[task]
-        if task == "next":
-            objective = NextProduct(
-                model,
-                catalogue,
-                train,
-                valid,
-                rule,
-                temperature=settings.temperature,
-                popularity=settings.popularity,
-                encoded=encoded,
-                most_rows=rows,
-                shrinkage=shrinkage,
-                seed=settings.seed,
-            )
-        elif task in ("click", "purchase"):
-            head = heads[task]
-            assert isinstance(head, PairHead)
-            objective = Pairs(
-                model,
-                head,
-                catalogue,
-                train,
-                valid,
-                rule,
-                negatives=settings.negatives,
-                encoded=encoded,
-                most_rows=rows,
-                seed=settings.seed,
-            )
-        else:
-            linear = heads[task]
-            assert isinstance(linear, nn.Linear)
-            pair = examples.labelled[task]
-            if task == "rating":
-                objective = Rating(model, linear, *pair, encoded=encoded, scale=settings.scale)
-            else:
-                objective = Sentiment(model, linear, *pair, encoded)
-        found[task] = (weight, objective)
-    return found, heads
-
-
-def heads_of(tasks: Mapping[str, float], dim: int, negatives: int, n_classes: int) -> nn.ModuleDict:
-    """New heads of the tasks that have one."""
-    heads = nn.ModuleDict()
-    for task in tasks:
-        if task in ("click", "purchase"):
-            heads[task] = PairHead(dim, negatives)
-        elif task in ("rating", "sentiment"):
-            heads[task] = nn.Linear(dim, 1 if task == "rating" else n_classes)
-    return heads
+    Args:
+        table: (entries, k) float32.
+        means: (n, entries), of `token_means`.
+        vectors: (n, k) float32, the part in the table's axes of vectors of length 1.
+    """
+    said = means @ table
+    lengths = np.maximum(np.linalg.norm(said, axis=1), _TINY)
+    return float(((said * vectors).sum(axis=1) / lengths).mean())

@@ -1,7 +1,8 @@
-"""Text to vectors by a transformer encoder from a local folder; nothing is ever downloaded.
+"""Text to vectors by an encoder from a local folder; nothing is ever downloaded.
 
 The folder is what Hugging Face and sentence-transformers save: config.json, the tokenizer's files,
-*.safetensors, and where given 1_Pooling/config.json and sentence_bert_config.json.
+*.safetensors, and where given 1_Pooling/config.json and sentence_bert_config.json. Or one of the
+smaller forms that `kgrank.encoders.runtimes` tells of.
 """
 
 from __future__ import annotations
@@ -23,11 +24,19 @@ from kgrank.encoders.folders import (
     FETCH,
     check_weights,
     fingerprint_of,
-    load_transformer,
     quiet_transformers,
     read_json,
 )
-from kgrank.encoders.pooling import Pooling, one_of, padded, read_pooling
+from kgrank.encoders.pooling import Pooling, read_pooling
+from kgrank.encoders.runtimes import (
+    ONNX_FILE,
+    Form,
+    Runtime,
+    TransformerRuntime,
+    form_of,
+    load_runtime,
+    table_shape,
+)
 from kgrank.errors import ConfigError, ModelError
 from kgrank.progress import Count
 from kgrank.settings import Section
@@ -45,6 +54,7 @@ _DECISIVE = (
     *("*.safetensors", "config.json", "1_Pooling/config.json", "*_Dense/*"),
     *("*token*.json", "vocab.*", "merges.txt", "*.model"),
 )
+_SHORTEST = 1e-12  # a vector that is no longer stays what it is
 
 
 class TextSettings(Section):
@@ -100,14 +110,15 @@ def _as_text(value: Any) -> str:
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A transformer encoder. Safe to call from several threads.
+    """A text encoder of any form. Safe to call from several threads.
 
     The model itself is loaded when it is first asked for a vector.
 
     Attributes:
         name: what it was loaded by: "minilm" or the folder as given.
         folder: where its files are.
-        device: "cpu" or "cuda".
+        form: what runs it: "transformer", "onnx" or "static".
+        device: "cpu" or "cuda"; only a transformer runs on the latter.
         dim: the width of a vector.
         max_tokens: a longer text is cut here, special tokens counted.
         pooling: how token vectors become one.
@@ -118,6 +129,7 @@ class TextEncoder:
 
     name: str
     folder: Path
+    form: Form
     device: str
     dim: int
     max_tokens: int
@@ -153,11 +165,12 @@ class TextEncoder:
 
         Raises:
             ModelError: the folder is missing or incomplete, holds no safetensors, is damaged, or is
-                no encoder whose token vectors are pooled by mean or cls; there is no such device;
-                `max_tokens` is below 3.
+                no encoder whose token vectors are pooled by mean or cls; there is no such device,
+                or this form does not run on it; what runs it is not installed; `max_tokens` is
+                below 3.
         """
         encoder = cls._found(folder_or_name, device, max_tokens)
-        _ = encoder._loaded
+        _ = encoder.loaded
         return encoder
 
     @classmethod
@@ -165,50 +178,70 @@ class TextEncoder:
         """The encoder as its folder states it, not loaded yet."""
         if max_tokens is not None and max_tokens < 3:
             raise ModelError(f"found max_tokens={max_tokens}; allowed: 3 (two are special) or more")
-        folder = _find_folder(folder_or_name)
-        config, pooling = _read_config(folder), read_pooling(folder)
+        folder, form = _find_folder(folder_or_name)
+        config = _static_config(folder) if form == "static" else _read_config(folder)
+        pooling = Pooling("mean") if form == "static" else read_pooling(folder)
         limit = min([*_token_limits(folder, config), *filter(None, [max_tokens])])
+        decisive = (*_DECISIVE, ONNX_FILE.as_posix()) if form == "onnx" else _DECISIVE
         return cls(
             name=str(folder_or_name),
             folder=folder,
-            device=choose_device(device),
+            form=form,
+            device=_device_of(form, device, folder),
             dim=pooling.dim or config.hidden_size,
             max_tokens=limit,
             pooling=pooling,
-            fingerprint=fingerprint_of(folder, _DECISIVE, f"max_tokens={limit}"),
+            fingerprint=fingerprint_of(folder, decisive, f"max_tokens={limit}"),
         )
 
     @cached_property
-    def _loaded(self) -> tuple[torch.nn.Module, torch.nn.Linear | None, Any]:
-        """The model, its projection and its tokenizer, which cuts at `max_tokens`."""
-        model, tokenizer, _ = load_transformer(self.folder, "text encoder", "AutoTokenizer")
-        backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+    def loaded(self) -> tuple[Runtime, tokenizers.Tokenizer]:
+        """What runs it, and its tokenizer.
+
+        Raises:
+            ModelError: as `load`.
+        """
+        pad_id = read_json(self.folder / "config.json").get("pad_token_id")
+        runtime, backend = load_runtime(self.form, self.folder, self.device, self.pooling, pad_id)
         backend.no_padding()
         backend.enable_truncation(self.max_tokens)
-        projection = self.pooling.projection()
-        if projection is not None:
-            projection = projection.to(self.device)
-        return model.to(self.device).eval(), projection, tokenizer
+        return runtime, backend
+
+    @property
+    def transformer(self) -> TransformerRuntime:
+        """What runs it, and can be trained.
+
+        Raises:
+            ModelError: it is no transformer; or as `load`.
+        """
+        runtime = self.loaded[0]
+        if not isinstance(runtime, TransformerRuntime):
+            raise ModelError(
+                f"{self.folder}: found an encoder of the form {self.form}; allowed: a transformer. "
+                "Take the encoder that this one was made of."
+            )
+        return runtime
 
     @property
     def model(self) -> torch.nn.Module:
         """The transformer itself; who trains it changes what this encoder says."""
-        return self._loaded[0]
+        return self.transformer.model
 
     @property
     def projection(self) -> torch.nn.Linear | None:
         """What the pooled vectors go through, where the folder has such a layer."""
-        return self._loaded[1]
+        return self.transformer.projection
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer, of transformers."""
-        return self._loaded[2]
+        return self.transformer.tokenizer
 
     def projected(self, projection: torch.nn.Linear) -> TextEncoder:
         """This encoder, whose pooled vectors go through another projection."""
         other = replace(self, dim=projection.out_features)
-        vars(other)["_loaded"] = (self.model, projection, self.tokenizer)
+        runtime = replace(self.transformer, projection=projection)
+        vars(other)["loaded"] = (runtime, self.loaded[1])
         return other
 
     def encode(
@@ -263,7 +296,9 @@ class TextEncoder:
                 width = len(ids[todo[-1]])
                 size = max(1, budget // width)
                 batch, todo = todo[-size:], todo[:-size]
-                vectors[[start + i for i in batch]] = self._forward([ids[i] for i in batch])
+                raw = self.loaded[0]([ids[i] for i in batch])
+                norms = np.linalg.norm(raw, axis=1, keepdims=True)
+                vectors[[start + i for i in batch]] = raw / np.maximum(norms, _SHORTEST)
                 if progress:
                     progress(start + len(window) - len(todo), len(distinct))
         if not np.isfinite(vectors).all():
@@ -279,34 +314,20 @@ class TextEncoder:
         """Token ids of each text (none if it says nothing), and whether it was cut."""
         # A lone surrogate, half of an emoji, is no Unicode that the tokenizer would take.
         whole = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encodings = self.tokenizer.backend_tokenizer.encode_batch(whole)
+        marked = self.form != "static"  # a table knows no token for a text's beginning and end
+        encodings = self.loaded[1].encode_batch_fast(whole, add_special_tokens=marked)
         ids = [
             encoding.ids if sum(encoding.special_tokens_mask) < len(encoding.ids) else []
             for encoding in encodings
         ]
         return ids, [bool(encoding.overflowing) for encoding in encodings]
 
-    def _forward(self, ids: list[list[int]]) -> np.ndarray:
-        """Pooled vectors of length 1 of one batch: (b, dim) float32. No text may be empty."""
-        import torch
-
-        with torch.inference_mode():
-            array: np.ndarray = self.vectors(self.pooled(ids)).cpu().numpy()
-        return array
-
     def pooled(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """What the transformer makes of texts as `tokenise` gives them, pooled, with gradients.
 
         (b, width of the transformer) float32. No text may be empty.
         """
-        import torch
-
-        tokens, real = padded(ids, self.tokenizer.pad_token_id or 0)
-        tokens, real = tokens.to(self.device), real.to(self.device)
-        # On a CPU without its own bfloat16 units autocast is a hundred times slower.
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
-            output = self.model(input_ids=tokens, attention_mask=real.long())
-        return one_of(output.last_hidden_state.float(), real, self.pooling.mode)
+        return self.transformer.pooled(ids)
 
     def vectors(self, pooled: torch.Tensor) -> torch.Tensor:
         """Pooled vectors projected, where the folder says so, and of length 1: (b × dim)."""
@@ -316,8 +337,8 @@ class TextEncoder:
         return torch.nn.functional.normalize(projected, dim=1)
 
 
-def _find_folder(folder_or_name: str | Path) -> Path:
-    """The encoder's folder, known to hold what loading needs.
+def _find_folder(folder_or_name: str | Path) -> tuple[Path, Form]:
+    """The encoder's folder, known to hold what loading needs, and its form.
 
     Raises:
         ModelError: it does not; the message says what to do.
@@ -336,8 +357,26 @@ def _find_folder(folder_or_name: str | Path) -> Path:
             f"no text encoder at {folder}; allowed: 'minilm', or a local folder with config.json, "
             f"the tokenizer's files and *.safetensors. {FETCH}"
         )
-    check_weights(folder)
-    return folder
+    form = form_of(folder)
+    if form != "onnx":
+        check_weights(folder)
+    return folder, form
+
+
+def _device_of(form: Form, device: str, folder: Path) -> str:
+    """Where an encoder of this form runs.
+
+    Raises:
+        ModelError: there is no such device, or this form does not run on it.
+    """
+    if form == "transformer":
+        return choose_device(device)
+    if device not in ("auto", "cpu"):
+        raise ModelError(
+            f"{folder}: found the device {device} for an encoder of the form {form}; allowed: cpu, "
+            "or auto. Set text.device to one of them."
+        )
+    return "cpu"
 
 
 def _read_config(folder: Path) -> Any:
@@ -368,6 +407,13 @@ def _read_config(folder: Path) -> Any:
             "BERT, RoBERTa, MPNet or ModernBERT"
         )
     return config
+
+
+def _static_config(folder: Path) -> Any:
+    """What a static table's folder says, in the words of a transformer's config.json."""
+    limit = read_json(folder / "config.json").get("seq_length")
+    width = table_shape(folder)[1]
+    return SimpleNamespace(hidden_size=width, max_position_embeddings=limit, pad_token_id=None)
 
 
 def _token_limits(folder: Path, config: Any) -> list[int]:
