@@ -16,7 +16,7 @@ from kgrank.fusion.settings import FitSettings
 from kgrank.kg.building import GraphSettings
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import TablesSettings
-from kgrank.settings import LearnSettings, Section
+from kgrank.settings import LearnSettings, Section, WordingSettings
 
 
 class Config(Section):
@@ -31,6 +31,7 @@ class Config(Section):
         image: which picture of a product is seen, and by what model.
         fit: how the model is fitted.
         learn: how its learned parts are trained.
+        wording: a shop's own words for its relations.
         pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
     """
 
@@ -42,6 +43,7 @@ class Config(Section):
     image: ImageSettings = ImageSettings()
     fit: FitSettings = FitSettings()
     learn: LearnSettings = LearnSettings()
+    wording: WordingSettings = WordingSettings()
     pretrain: PretrainSettings = PretrainSettings()
 
 

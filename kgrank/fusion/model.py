@@ -46,6 +46,21 @@ class EventParts:
 
 
 @dataclass(frozen=True, eq=False)
+class FoldedHistory:
+    """One history as every channel weighs it, whatever the item.
+
+    Attributes:
+        events: (n_events) event numbers, oldest first.
+        items: (n_events) item numbers.
+        weights: (n_channels × n_events) float64: what an event weighs, over the history's size.
+    """
+
+    events: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class FusedModel:
     """What scores: score(u, i) = bias_i + Σ_c g_c(i) · s_c(u, i).
 
@@ -178,20 +193,43 @@ class FusedModel:
             item: item number.
             head: which list the score is for.
         """
-        weights = self.heads[head]
-        gates = weights.gates(self.side)[:, item]
+        return self.parts_of(self.folded(histories, span, head), item, head)
+
+    def folded(self, histories: Histories, span: Spans, head: Head) -> FoldedHistory:
+        """One history, ready for the parts of any number of items' scores.
+
+        Args:
+            histories, span, head: as in `parts`.
+        """
         events = np.arange(span.first[0], span.last[0])
-        factors = np.zeros((len(self.channels), len(events)))
-        parts = np.zeros_like(factors)
-        for number, (channel, gate) in enumerate(zip(self.channels, gates, strict=True)):
-            if gate and len(events):
+        weights = np.zeros((len(self.channels), len(events)))
+        for number, channel in enumerate(self.channels):
+            if len(events) and self.heads[head].weighs(number):
                 _, decayed = histories.event_weights(span, channel.decay)
-                _, size = channel.form.scaled(histories.weights(span, channel.decay))
-                factors[number] = decayed.astype(np.float64) * float(gate) / float(size[0])
-                values = channel.form.of_events(histories.items[events], item)
-                parts[number] = factors[number] * values
-        bias = float(weights.bias(self.side)[item])
-        return EventParts(events=events, parts=parts, bias=bias, factors=factors)
+                size = channel.form.size(histories.weights(span, channel.decay))
+                weights[number] = decayed.astype(np.float64) / float(size[0])
+        return FoldedHistory(events, histories.items[events], weights)
+
+    def parts_of(self, history: FoldedHistory, item: int, head: Head) -> EventParts:
+        """The score of an item taken apart, for a history that was folded for this head."""
+        gates, biases = self._sided(head)
+        factors = gates[:, item, None].astype(np.float64) * history.weights
+        parts = np.zeros_like(factors)
+        for number, channel in enumerate(self.channels):
+            if gates[number, item] and len(history.events):
+                parts[number] = factors[number] * channel.form.of_events(history.items, item)
+        return EventParts(history.events, parts, float(biases[item]), factors)
+
+    def _sided(self, head: Head) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Gates (n_channels × n_items) and biases (n_items)."""
+        if head not in self._sides:
+            weights = self.heads[head]
+            self._sides[head] = weights.gates(self.side), weights.bias(self.side)
+        return self._sides[head]
+
+    @cached_property
+    def _sides(self) -> dict[Head, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        return {}
 
 
 @dataclass(frozen=True, eq=False)

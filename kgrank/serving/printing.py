@@ -160,8 +160,15 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str]) -> Non
     title = names.get(explanation.item_id, explanation.item_id)
     print(_shown(f"{explanation.item_id} {title} for {explanation.user_id}"))
     print(_shown(explanation.text))
-    parts = [("bias", explanation.bias), *explanation.contributions.items()]
-    print_table(("channel", "contribution"), [*parts, ("score", explanation.score)])
+    rest = explanation.remainder
+    parts = [
+        (name, part, rest[name].paths, rest[name].without_path)
+        if name in rest
+        else (name, part, None, None)
+        for name, part in (("bias", explanation.bias), *explanation.contributions.items())
+    ]
+    columns = ("channel", "contribution", "over paths", "without a path")
+    print_table(columns, [*parts, ("score", explanation.score, None, None)])
     events = [
         (event.item_id, names.get(event.item_id, ""), event.event, event.contribution)
         for event in explanation.events[:10]

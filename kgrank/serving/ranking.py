@@ -1,7 +1,8 @@
 """The batch job: lists for many users as Parquet parts, resumable, each row exactly once.
 
     out/
-      part-00000.parquet    user_id, item_id (string), score (float32), rank (int32, from 1)
+      part-00000.parquet    user_id, item_id (string), score (float32), rank (int32, from 1); if
+                            asked for, why: text, paths (string: what `explain --json` has of them)
       …
       manifest.json         the job, and the users, rows and sha256 of every finished part
 
@@ -17,8 +18,10 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from hashlib import file_digest, sha256
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +37,7 @@ from kgrank.files import sync
 from kgrank.fusion.model import Repeats
 from kgrank.kg.reading import read_file
 from kgrank.progress import Progress, silent
-from kgrank.serving.recommender import Recommender
+from kgrank.serving.recommender import Recommender, head_of
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -44,8 +47,26 @@ SCHEMA = pa.schema(
 )
 """The columns of every part."""
 
+EXPLAINED = pa.schema([*SCHEMA, pa.field("text", pa.string()), pa.field("paths", pa.string())])
+"""The columns of every part with reasons."""
+
 _MANIFEST, _TEMPORARY = "manifest.json", ".tmp"
 _TABLES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What is written beside each row of a list.
+
+    Attributes:
+        paths: at most so many paths.
+        language: of the text.
+        anonymous: whether the ids of other users are left out of the paths.
+    """
+
+    paths: int = 3
+    language: Literal["en", "zh"] = "en"
+    anonymous: bool = False
 
 
 def read_user_ids(path: Path) -> tuple[str, ...]:
@@ -92,17 +113,45 @@ def _file_fault(path: Path, found: str, allowed: str) -> DataError:
 
 
 def rank_partition(
-    recommender: Recommender, user_ids: Sequence[str], n: int, repeats: Repeats
+    recommender: Recommender,
+    user_ids: Sequence[str],
+    n: int,
+    repeats: Repeats,
+    reasons: Reasons | None = None,
 ) -> pd.DataFrame:
     """The lists of some users: `user_id`, `item_id`, `score` (float32), `rank` (int32, from 1).
 
-    It reads nothing but the bundle, so partitions may be ranked in any order, anywhere.
+    With reasons also `text`, and `paths` as JSON. It reads nothing but the bundle, so partitions
+    may be ranked in any order, anywhere.
 
     Raises:
         UnknownIdError: a user that the bundle does not know.
     """
     lists = recommender.recommend(user_ids, n=n, repeats=repeats)
-    return lists.astype({"score": np.float32, "rank": np.int32})
+    lists = lists.astype({"score": np.float32, "rank": np.int32})
+    return lists if reasons is None else _explained(recommender, lists, repeats, reasons)
+
+
+def _explained(
+    recommender: Recommender, lists: pd.DataFrame, repeats: Repeats, reasons: Reasons
+) -> pd.DataFrame:
+    texts: list[str] = []
+    paths: list[str] = []
+    for user_id, rows in groupby(
+        zip(lists["user_id"].tolist(), lists["item_id"].tolist(), strict=True), itemgetter(0)
+    ):
+        for why in recommender.explainer.explain(
+            user_id,
+            [item_id for _, item_id in rows],
+            max_paths=reasons.paths,
+            head=head_of(repeats),
+            language=reasons.language,
+            anonymous=reasons.anonymous,
+        ):
+            texts.append(why.text)
+            paths.append(json.dumps([path.as_dict() for path in why.paths], ensure_ascii=False))
+    columns = {"text": texts, "paths": paths}
+    return lists.assign(**{name: pd.Series(of, dtype="str") for name, of in columns.items()})
 
 
 def rank_users(
@@ -115,6 +164,7 @@ def rank_users(
     unknown: Literal["error", "skip"] = "error",
     resume: bool = False,
     part_users: int = 4096,
+    reasons: Reasons | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Rank for many users and write the lists as Parquet; nothing is written before all is checked.
@@ -129,11 +179,13 @@ def rank_users(
             leaves the user out and counts it.
         resume: keep the finished parts that are in `out`, and go on after them.
         part_users: users a part.
+        reasons: write why beside each row; if None, none are.
         progress: told ("ranking", users done, users).
 
     Returns:
-        the manifest: `bundle` (a hash of everything that lists depend on), `n`, `repeats`, `users`,
-        `users_sha256`, `skipped_users`, `rows`, `parts` and `complete`.
+        the manifest: `bundle` (a hash of everything that lists depend on), `n`, `repeats`,
+        `reasons` (null, or what is written of them), `users`, `users_sha256`, `skipped_users`,
+        `rows`, `parts` and `complete`.
 
     Raises:
         ConfigError: a setting is out of range, `out` holds something else, or another job is
@@ -152,6 +204,7 @@ def rank_users(
         "bundle": fingerprint(recommender),
         "n": n,
         "repeats": repeats,
+        "reasons": None if reasons is None else asdict(reasons),
         "users": len(known),
         "users_sha256": sha256(json.dumps(known).encode()).hexdigest(),
         "skipped_users": skipped,
@@ -165,7 +218,7 @@ def rank_users(
         progress("ranking", done, len(known))
         while done < len(known):
             users = known[done : done + part_users]
-            lists = rank_partition(recommender, users, n, repeats)
+            lists = rank_partition(recommender, users, n, repeats, reasons)
             parts.append(_write_part(out, len(parts), lists, len(users)))
             done += len(users)
             manifest = _write_manifest(out, job, parts, complete=done == len(known))
@@ -312,7 +365,8 @@ def _write_part(out: Path, number: int, lists: pd.DataFrame, users: int) -> dict
     path = out / _name(number)
     temporary = path.with_name(path.name + _TEMPORARY)
     try:
-        pq.write_table(pa.Table.from_pandas(lists, SCHEMA, preserve_index=False), temporary)
+        schema = EXPLAINED if "text" in lists else SCHEMA
+        pq.write_table(pa.Table.from_pandas(lists, schema, preserve_index=False), temporary)
         digest = _sha256(temporary)
         sync(temporary)
         temporary.replace(path)

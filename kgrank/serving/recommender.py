@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from kgrank.fusion.model import FusedModel, Head, Repeats
 from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
-from kgrank.serving.explaining import Profile, explain, profile
+from kgrank.serving.explaining import Explainer, Profile, profile
 from kgrank.serving.explanation import Explanation
 from kgrank.serving.vectors import write_vectors
 
@@ -146,22 +147,37 @@ class Recommender:
         max_paths: int = 3,
         repeats: Repeats | None = None,
         language: Literal["en", "zh"] = "en",
+        anonymous: bool = False,
     ) -> Explanation:
         """Why this product for this user, and by how much.
 
         Args:
             user_id: a user the bundle knows.
             item_id: an item the bundle knows.
-            max_paths: at most so many graph paths.
+            max_paths: at most so many paths.
             repeats: the kind of list whose score is explained; None = "exclude", or "allow" for
                 an item that the user has met.
             language: of the text.
+            anonymous: whether the ids of other users are left out of the paths.
 
         Raises:
             UnknownIdError: the user or the item is unknown.
         """
         head: Head | None = None if repeats is None else head_of(repeats)
-        return explain(self.bundle, self.model, user_id, item_id, max_paths, head, language)
+        found = self.explainer.explain(
+            user_id,
+            [item_id],
+            max_paths=max_paths,
+            head=head,
+            language=language,
+            anonymous=anonymous,
+        )
+        return next(found)
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """Takes scores apart, several of one user at a time."""
+        return Explainer(self.bundle, self.model)
 
     def profile(self, user_id: str) -> Profile:
         """What the engine knows of a user.
