@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kgrank.errors import DataError, Fault
+from kgrank.serving.faithfulness_cli import measure_reasons
 from kgrank.serving.options import (
     BundlePath,
     Folder,
@@ -55,6 +56,11 @@ Item = Annotated[str, typer.Option("--item", help="An item id, to the letter.")]
 Repeats = Literal["exclude", "allow", "only"]
 RepeatsOption = Annotated[
     Repeats, typer.Option(help="May a list hold what the user has met? Only that?")
+]
+
+Language = Annotated[Literal["en", "zh"], typer.Option(help="Of the text.")]
+Anonymous = Annotated[
+    bool, typer.Option("--anonymous", help="Leave other users' ids out of the paths.")
 ]
 
 
@@ -230,9 +236,16 @@ def evaluate(
     source: Annotated[
         Path | None, typer.Option(help="The tables, if they are not where they were.")
     ] = None,
+    explanations: Annotated[
+        bool, typer.Option("--explanations", help="Measure the reasons instead of the lists.")
+    ] = False,
+    sample: Annotated[int, typer.Option(min=1, help="Users whose reasons are measured.")] = 200,
     as_json: Json = False,
 ) -> None:
     """Measure the lists on rows that the bundle has not seen, beside popularity and EASE."""
+    if explanations:
+        measure_reasons(bundle, sample, as_json)
+        return
     with faults_told(as_json), progress_on_stderr() as progress:
         from kgrank.serving.bundle import Bundle
         from kgrank.serving.evaluating import evaluate_bundle
@@ -272,11 +285,17 @@ def rank(
         Literal["error", "skip"], typer.Option(help="What a user unknown to the bundle does.")
     ] = "error",
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a killed job.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Write why beside each row: text, and paths as JSON.")
+    ] = False,
+    paths: Annotated[int, typer.Option(min=0, help="At most so many paths a row.")] = 3,
+    language: Language = "en",
+    anonymous: Anonymous = False,
     as_json: Json = False,
 ) -> None:
     """Write the lists of many users as Parquet parts and a manifest."""
     with faults_told(as_json), progress_on_stderr() as progress:
-        from kgrank.serving.ranking import rank_users, read_user_ids
+        from kgrank.serving.ranking import Reasons, rank_users, read_user_ids
 
         user_ids = None if users is None else read_user_ids(users)
         manifest = rank_users(
@@ -287,6 +306,7 @@ def rank(
             repeats=repeats,
             unknown=unknown,
             resume=resume,
+            reasons=Reasons(paths, language, anonymous) if explain else None,
             progress=progress,
         )
     if as_json:
@@ -342,11 +362,12 @@ def explain(
     bundle: BundlePath,
     user: User,
     item: Item,
-    paths: Annotated[int, typer.Option(min=0, help="At most so many graph paths.")] = 3,
+    paths: Annotated[int, typer.Option(min=0, help="At most so many paths.")] = 3,
     format: Annotated[
         Literal["text", "json", "html", "svg"], typer.Option(help="What to print.")
     ] = "text",
-    language: Annotated[Literal["en", "zh"], typer.Option(help="Of the text.")] = "en",
+    language: Language = "en",
+    anonymous: Anonymous = False,
     as_json: Json = False,
 ) -> None:
     """Take one score apart: by channel, by event of the history, along the graph's paths."""
@@ -356,7 +377,9 @@ def explain(
     as_json = as_json or format == "json"
     with faults_told(as_json):
         recommender = _recommender(bundle)
-        why = recommender.explain(user, item, max_paths=paths, language=language)
+        why = recommender.explain(
+            user, item, max_paths=paths, language=language, anonymous=anonymous
+        )
         names = recommender.bundle.names
     if as_json:
         print_json(asdict(why))
