@@ -23,9 +23,10 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
-from kgrank.fusion.evidence import Evidence, ItemFeatures, unit_rows
+from kgrank.fusion.evidence import Evidence, ItemFeatures
 from kgrank.fusion.history import Histories
 from kgrank.fusion.item_item import EXACT_ITEMS, Moments, Ridge
+from kgrank.kg.exchange import unit_rows
 
 EVENTS_A_USER, ITEMS_A_CLUSTER, WORDS_AN_ITEM = 25, 200, 5
 CLUSTERS_A_USER, ANYWHERE = 3, 0.1

@@ -13,9 +13,11 @@ from kgrank.encoders.text import TextSettings
 from kgrank.encoders.tfidf import TfidfSettings
 from kgrank.errors import ConfigError
 from kgrank.fusion.settings import FitSettings
+from kgrank.kg.bolt import is_server
 from kgrank.kg.building import GraphSettings
+from kgrank.kg.server_tables import Neo4jSettings, read_server_tables
 from kgrank.kg.splits import SplitSettings
-from kgrank.kg.tables import TablesSettings
+from kgrank.kg.tables import Tables, TablesSettings, read_tables
 from kgrank.settings import LearnSettings, Section, WordingSettings
 
 
@@ -24,6 +26,7 @@ class Config(Section):
 
     Attributes:
         tables: where each table lies, relative to the kgrank.toml.
+        neo4j: a graph server that is read in the tables' place.
         split: which part of time is valid and test, where the events do not say.
         kg: which attributes become relations of the graph, and what learns on it.
         text: which text of a product is read, and by what encoder.
@@ -36,6 +39,7 @@ class Config(Section):
     """
 
     tables: TablesSettings = TablesSettings()
+    neo4j: Neo4jSettings = Neo4jSettings()
     split: SplitSettings = SplitSettings()
     kg: GraphSettings = GraphSettings()
     text: TextSettings = TextSettings()
@@ -52,7 +56,7 @@ def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Con
 
     Args:
         source: a kgrank.toml, or a folder that may hold one; None, or a folder without one, gives
-            the defaults.
+            the defaults, and the address of a graph server the defaults with that server.
         overrides: `section.key=value` each, the value as TOML writes it. A value that is no TOML
             and begins with no quote or bracket is text: `text.model=minilm`. The last one wins.
 
@@ -61,8 +65,11 @@ def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Con
             section, a key or a value is unknown or not allowed. The file has to be sound without
             the overrides.
     """
-    path = _toml(source)
-    values = {} if path is None else _read(path)
+    values: dict[str, Any] = {}
+    if source is not None and is_server(str(source)):
+        path, values = None, {"neo4j": {"uri": str(source)}}
+    elif path := _toml(source):
+        values = _read(path)
     config = Config.from_dict(values, str(path))
     if not overrides:
         return config
@@ -70,6 +77,23 @@ def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Con
         section, key, value = _override(override)
         values.setdefault(section, {})[key] = value
     return Config.from_dict(values, "--set")
+
+
+def read_source(source: str | Path, config: Config, event_columns: Sequence[str] = ()) -> Tables:
+    """The tables that `source` holds, or that the graph server of `[neo4j]` is read as.
+
+    Args:
+        source: a folder of tables, a kgrank.toml, or the address of a graph server.
+        config: what `read_config` made of it.
+        event_columns: as for `read_tables`.
+
+    Raises:
+        DataError, ConfigError: as `read_tables`.
+        StoreError: the server cannot be reached or refuses.
+    """
+    if config.neo4j.uri is not None:
+        return read_server_tables(config.neo4j)
+    return read_tables(source, config.tables, event_columns)
 
 
 def _toml(source: str | Path | None) -> Path | None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+
+from kgrank.kg.bolt import Address, Server
+
+sys.path.append(str(Path(__file__).parent))  # for what is no test: bolt_server.py
+import bolt_server
 
 DAY = 86_400.0  # seconds
 
@@ -79,3 +87,36 @@ def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bolt_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that speaks Bolt, its password in the environment: a real one, started here.
+
+    KGRANK_NEO4J_URI (`neo4j://user@host/database`, with KGRANK_NEO4J_PASSWORD) names another, such
+    as a Neo4j 5, whose database the tests empty again and again.
+    """
+    if given := os.environ.get("KGRANK_NEO4J_URI"):
+        yield given
+        return
+    if not bolt_server.installed():
+        pytest.skip("arcadedb-embedded, the Bolt server of the tests, has no wheel here")
+    server = bolt_server.BoltServer(tmp_path_factory.mktemp("bolt"))
+    server.start()
+    before = os.environ.get("KGRANK_NEO4J_PASSWORD")
+    os.environ["KGRANK_NEO4J_PASSWORD"] = bolt_server.PASSWORD
+    try:
+        yield server.uri
+    finally:
+        os.environ.pop("KGRANK_NEO4J_PASSWORD")
+        if before is not None:
+            os.environ["KGRANK_NEO4J_PASSWORD"] = before
+        server.stop()
+
+
+@pytest.fixture
+def bolt(bolt_uri: str) -> Iterator[Server]:
+    """A connection to that server, its database empty."""
+    with Server(Address.parse(bolt_uri), retry_seconds=5) as server:
+        server.write(lambda tx: tx.run("MATCH (n) DETACH DELETE n").consume())
+        yield server

@@ -176,19 +176,8 @@ class Regression:
             Ways(*_side_pulls(wanted, target, near, column, rows, n))
             for rows, n in zip((self.entities, self.words), self.n_columns, strict=True)
         )
-        pulls = np.zeros(len(wanted))
-        for ways in (of_users, of_entities, of_words):
-            pulls += np.bincount(ways.places, ways.parts, minlength=len(wanted))
-        value = weights[wanted].astype(np.float64)
-        pulls /= self.penalty[wanted]
-        least = np.maximum(np.maximum(pulls, value), 1e-30)
-        scale = np.where(wanted == target, 0.0, np.maximum(value, 0.0) / least)
-        scale /= self.penalty[wanted]
-        others = of_users.middles != user
-        return Shares(
-            _scaled(Ways(*(column[others] for column in of_users)), scale),
-            _scaled(of_entities, scale),
-        )
+        scale = _scale(weights[wanted], self.penalty[wanted], of_users, of_entities, of_words)
+        return Shares(Ways(*_scaled(of_users, scale, user)), Ways(*_scaled(of_entities, scale, -1)))
 
     @cached_property
     def _items_of(self) -> Rows:
@@ -230,11 +219,34 @@ def _side(features: sp.csr_matrix, weight: float) -> sp.csr_matrix:
     return scaled
 
 
-def _scaled(ways: Ways, scale: Doubles) -> Ways:
-    """The ways times the scale (n) of their places; those that carry nothing are left out."""
-    parts = ways.parts * scale[ways.places]
-    kept = parts > 0.0
-    return Ways(ways.places[kept], ways.middles[kept], parts[kept])
+@compiled
+def _scale(
+    value: Floats, penalty: Floats, of_users: Ways, of_entities: Ways, of_words: Ways
+) -> Doubles:
+    """What a pull on each weight (n) is multiplied by to be its share."""
+    pulls = np.zeros(len(value))
+    for ways in (of_users, of_entities, of_words):
+        for way in range(len(ways.places)):
+            pulls[ways.places[way]] += ways.parts[way]
+    scale = np.zeros(len(value))
+    for place in range(len(value)):
+        if value[place] > 0.0:
+            most = max(pulls[place] / penalty[place], value[place])
+            scale[place] = value[place] / most / penalty[place]
+    return scale
+
+
+@compiled
+def _scaled(ways: Ways, scale: Doubles, left_out: int) -> tuple[Ints, Ints, Doubles]:
+    """The ways times the scale (n) of their places, but for one middle and what carries nothing."""
+    places, middles, parts = ways.places.copy(), ways.middles.copy(), ways.parts.copy()
+    n = 0
+    for way in range(len(places)):
+        part = ways.parts[way] * scale[ways.places[way]]
+        if part > 0.0 and ways.middles[way] != left_out:
+            places[n], middles[n], parts[n] = ways.places[way], ways.middles[way], part
+            n += 1
+    return places[:n], middles[:n], parts[:n]
 
 
 @compiled

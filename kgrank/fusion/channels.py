@@ -17,7 +17,8 @@ import scipy.sparse as sp
 import torch
 
 from kgrank.fusion.history import Decay
-from kgrank.fusion.products import add_scaled, multiply
+from kgrank.fusion.local_ridge import Rows
+from kgrank.fusion.products import add_scaled, entries, inner_products, multiply
 from kgrank.kg.entities import EntityVectors
 
 Floats = npt.NDArray[np.float32]
@@ -66,8 +67,11 @@ class ItemItem(_Sparse):
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
-        column = self.weights[items, np.full(len(items), target)]
-        return np.asarray(column, np.float32).ravel()
+        return entries(self._rows, np.asarray(items, np.int32), target)
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows.of(self.weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +89,12 @@ class SparseFeatures(_Sparse):
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
-        products = (self.values[items] @ self.values[target].T).toarray()
-        return np.asarray(products, np.float32).ravel()
+        rows, n_features = self._rows, self.values.shape[1]
+        return inner_products(rows, np.asarray(items, np.int32), target, n_features)
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows.of(self.values)
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,6 +59,12 @@ class FoldedHistory:
     items: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float64]
 
+    @cached_property
+    def products(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """The item numbers, ascending and each once, and the place of each event's among them."""
+        found, places = np.unique(self.items, return_inverse=True)
+        return found, places
+
 
 @dataclass(frozen=True, eq=False)
 class FusedModel:

@@ -271,6 +271,6 @@ def _taken(
     columns: npt.NDArray[np.integer],
 ) -> Doubles:
     if isinstance(matrix, np.ndarray):
-        return matrix[np.ix_(rows, columns)].astype(np.float64)
+        return np.asarray(matrix[np.ix_(rows, columns)], np.float64)
     taken: Doubles = matrix[:, columns].tocsr()[rows].toarray().astype(np.float64)
     return taken

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import sparse
 
-from kgrank.kg.vocabulary import USER, Vocabulary, read_only
+from kgrank.errors import DataError, Fault
+from kgrank.kg.building import Edges
+from kgrank.kg.vocabulary import ITEM, USER, Vocabulary, read_only
 
 if TYPE_CHECKING:
     import networkx
@@ -113,19 +117,30 @@ def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
 def to_networkx(graph: KnowledgeGraph) -> networkx.MultiDiGraph[tuple[str, str]]:
     """The graph for networkx: a node's key is (type, id), an edge's key its edge number.
 
-    Nodes carry `type`, `id` and `name`; edges `relation`, `weight` and `time` (seconds UTC,
-    0 = none). Meant for small graphs and drawings: it takes some hundred bytes an edge.
+    Nodes carry `type`, `id` and `name`; edges `relation`, `weight`, `time` (seconds UTC, 0 = none)
+    and `behaviour` (whether it is an event); the graph itself `attributes` and `relations`. Meant
+    for small graphs and drawings: it takes some hundred bytes an edge. `from_networkx` reads it.
     """
     import networkx
 
     nodes = [graph.node(number) for number in range(len(graph.nodes))]
     keys = [(node.type, node.id) for node in nodes]
-    out: networkx.MultiDiGraph[tuple[str, str]] = networkx.MultiDiGraph()
+    out: networkx.MultiDiGraph[tuple[str, str]] = networkx.MultiDiGraph(**_about(graph))
     out.add_nodes_from((key, node._asdict()) for key, node in zip(keys, nodes, strict=True))
-    edges = graph.edge_list()
+    edges, behaviours = graph.edge_list(), graph.behaviours.tolist()
     columns = (edges.heads, edges.relations, edges.tails, edges.weights, edges.times)
     out.add_edges_from(
-        (keys[head], keys[tail], number, _attributes(graph.relations[relation], weight, time))
+        (
+            keys[head],
+            keys[tail],
+            number,
+            {
+                "relation": graph.relations[relation],
+                "weight": weight,
+                "time": time,
+                "behaviour": behaviours[relation],
+            },
+        )
         for number, (head, relation, tail, weight, time) in enumerate(
             zip(*(column.tolist() for column in columns), strict=True)
         )
@@ -133,8 +148,89 @@ def to_networkx(graph: KnowledgeGraph) -> networkx.MultiDiGraph[tuple[str, str]]
     return out
 
 
-def _attributes(relation: str, weight: float, time: int) -> dict[str, Any]:
-    return {"relation": relation, "weight": weight, "time": time}
+def from_networkx(data: networkx.MultiDiGraph[tuple[str, str]]) -> KnowledgeGraph:
+    """The graph that `to_networkx` gave; or another one whose nodes and edges carry the same.
+
+    Edges without `weight` weigh 1, without `time` have none; without `behaviour` those from a user
+    to an item are events. Nodes without `name` go by their id.
+
+    Raises:
+        DataError: a node has no `type` or `id`, an id comes twice, or an edge has no `relation`.
+    """
+    nodes = [
+        (_given(node, key, "type"), _given(node, key, "id"), str(node.get("name") or node["id"]))
+        for key, node in data.nodes(data=True)
+    ]
+    number_of = {key: number for number, key in enumerate(data.nodes)}
+    told = [
+        (
+            number_of[head],
+            _given(edge, (head, tail), "relation"),
+            number_of[tail],
+            float(edge.get("weight", 1.0)),
+            int(edge.get("time", 0)),
+            edge.get("behaviour"),
+        )
+        for head, tail, edge in data.edges(data=True)
+    ]
+    heads, names, tails, weights, times, behaviours = zip(*told, strict=True) if told else [()] * 6
+    return _assembled(
+        nodes,
+        np.array(heads, dtype=np.int32),
+        np.array(names, dtype=object),
+        np.array(tails, dtype=np.int32),
+        np.array(weights, dtype=np.float32),
+        np.array(times, dtype=np.uint32),
+        np.array(behaviours, dtype=object),
+        data.graph,
+    )
+
+
+def _given(values: Mapping[str, Any], where: object, name: str) -> str:
+    """A text that a node or edge has to carry."""
+    value = values.get(name)
+    if not isinstance(value, str) or not value:
+        found, allowed = f"{where!r} with {name} {value!r}", f"nodes and edges with a text {name!r}"
+        raise DataError([Fault("graph", None, name, found, allowed, "Set it, then try again.")])
+    return value
+
+
+def _about(graph: KnowledgeGraph) -> dict[str, Any]:
+    """What of a graph its nodes and edges do not tell."""
+    keys = zip(graph.relations, graph.behaviours.tolist(), strict=True)
+    return {"attributes": list(graph.attributes), "relations": [list(key) for key in keys]}
+
+
+def _assembled(
+    nodes: Sequence[tuple[str, str, str]],
+    heads: NDArray[np.int32],
+    names: NDArray[np.object_],
+    tails: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    times: NDArray[np.uint32],
+    behaviours: NDArray[np.object_],
+    about: Mapping[str, Any],
+) -> KnowledgeGraph:
+    """A graph of nodes (type, id, name) and edges (n_edges,) by their places; see `_about`."""
+    from kgrank.kg.graph import KnowledgeGraph
+    from kgrank.kg.storage import nodes_of_columns
+
+    columns = zip(*nodes, strict=True) if nodes else [()] * 3
+    graph_nodes = nodes_of_columns(*(pa.array(column, pa.large_string()) for column in columns))
+    unsaid = np.array([one is None for one in behaviours], dtype=bool)
+    events = (graph_nodes.types[heads] == USER) & (graph_nodes.types[tails] == ITEM)
+    said = np.where(unsaid, events, behaviours).astype(bool)
+    keys = [(str(name), bool(behaviour)) for name, behaviour in about.get("relations", ())]
+    keys += sorted(set(zip(names.tolist(), said.tolist(), strict=True)) - set(keys))
+    number_of = {key: number for number, key in enumerate(keys)}
+    numbers = [number_of[key] for key in zip(names.tolist(), said.tolist(), strict=True)]
+    return KnowledgeGraph.from_edges(
+        graph_nodes,
+        [name for name, _ in keys],
+        np.array([behaviour for _, behaviour in keys], dtype=bool),
+        [str(name) for name in about.get("attributes", ())],
+        Edges(heads, np.array(numbers, dtype=np.int32), tails, weights, times),
+    )
 
 
 def to_pyg(graph: KnowledgeGraph) -> HeteroData:
@@ -142,7 +238,9 @@ def to_pyg(graph: KnowledgeGraph) -> HeteroData:
 
     Node stores hold `num_nodes`, `node_id` and `name` (lists of str). Edge stores hold
     `edge_index` (2, n) int64 in numbers of the type's own nodes (for users and items: their
-    vocabulary numbers), `edge_weight` (n,) float32, `edge_time` (n,) int64 seconds UTC, 0 = none.
+    vocabulary numbers), `edge_weight` (n,) float32, `edge_time` (n,) int64 seconds UTC, 0 = none,
+    `edge_behaviour` (n,) bool. The graph itself holds `attributes` and `relations` as lists.
+    `from_pyg` reads it.
     """
     import torch
     from torch_geometric.data import HeteroData
@@ -174,4 +272,56 @@ def to_pyg(graph: KnowledgeGraph) -> HeteroData:
         store.edge_index = torch.from_numpy(np.stack([local[some.heads], local[some.tails]]))
         store.edge_weight = torch.from_numpy(some.weights)
         store.edge_time = torch.from_numpy(some.times.astype(np.int64))
+        store.edge_behaviour = torch.from_numpy(graph.behaviours[some.relations])
+    for name, value in _about(graph).items():
+        data[name] = value
     return data
+
+
+def from_pyg(data: HeteroData) -> KnowledgeGraph:
+    """The graph that `to_pyg` gave; or another one whose stores hold the same.
+
+    Node stores need `node_id`. Without `name` a node goes by its id; edges without `edge_weight`
+    weigh 1, without `edge_time` have none; without `edge_behaviour` those from users to items are
+    events.
+
+    Raises:
+        DataError: a node store has no `node_id`, or an id comes twice.
+    """
+    nodes: list[tuple[str, str, str]] = []
+    starts: dict[str, int] = {}
+    for kind in data.node_types:
+        ids = data[kind].get("node_id")
+        if ids is None:
+            found, allowed = f"the node store {kind!r} without node_id", "one with the ids of all"
+            raise DataError([Fault("graph", None, "node_id", found, allowed, "Set node_id.")])
+        starts[kind] = len(nodes)
+        nodes += [(kind, i, n) for i, n in zip(ids, data[kind].get("name", ids), strict=True)]
+    parts: list[tuple[Any, ...]] = []
+    for head, relation, tail in data.edge_types:
+        store = data[head, relation, tail]
+        ends = store.edge_index.cpu().numpy()
+        n = ends.shape[1]
+        unsaid = np.full(n, None, dtype=object)
+        parts.append(
+            (
+                (ends[0] + starts[head]).astype(np.int32),
+                np.full(n, relation, dtype=object),
+                (ends[1] + starts[tail]).astype(np.int32),
+                _numpy(store.get("edge_weight"), np.ones(n)).astype(np.float32),
+                _numpy(store.get("edge_time"), np.zeros(n)).astype(np.uint32),
+                _numpy(store.get("edge_behaviour"), unsaid).astype(object),
+            )
+        )
+    none = np.empty(0)
+    kinds = (np.int32, object, np.int32, np.float32, np.uint32, object)
+    empty = tuple(none.astype(kind) for kind in kinds)
+    heads, names, tails, weights, times, behaviours = (
+        np.concatenate(column) for column in zip(empty, *parts, strict=True)
+    )
+    about = {name: data[name] for name in ("attributes", "relations") if name in data}
+    return _assembled(nodes, heads, names, tails, weights, times, behaviours, about)
+
+
+def _numpy(tensor: Any, default: NDArray[Any]) -> NDArray[Any]:
+    return default if tensor is None else np.asarray(tensor.cpu().numpy())

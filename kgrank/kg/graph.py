@@ -27,8 +27,9 @@ from kgrank.kg.building import (
     with_entity_table,
 )
 from kgrank.kg.exchange import ItemEntityMatrix
+from kgrank.kg.stats import GraphStats, graph_stats
 from kgrank.kg.tables import Tables
-from kgrank.kg.vocabulary import ITEM, Node, Nodes, Vocabulary, read_only
+from kgrank.kg.vocabulary import Node, Nodes, Vocabulary, read_only
 
 if TYPE_CHECKING:
     import networkx
@@ -71,27 +72,6 @@ class Edge:
     tail: int
     weight: float
     time: int
-
-
-@dataclass(frozen=True)
-class GraphStats:
-    """A graph in numbers.
-
-    Attributes:
-        nodes: node type → how many.
-        edges: relation → how many.
-        degrees: node type → the degree's minimum, quartiles and maximum (edges both ways).
-        isolated_items: items without any edge.
-        entities_of_one_item: entities that touch a single item and so connect nothing.
-        entities_of_all_items: entities that touch every item and so tell none apart.
-    """
-
-    nodes: dict[str, int]
-    edges: dict[str, int]
-    degrees: dict[str, tuple[float, ...]]
-    isolated_items: int
-    entities_of_one_item: int
-    entities_of_all_items: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -391,30 +371,8 @@ class KnowledgeGraph:
         return exchange.item_entity_matrix(self, items)
 
     def stats(self) -> GraphStats:
-        """Counts, degrees, and what connects nothing."""
-        types, degree = self.nodes.types, self.degree()
-        per_relation = np.bincount(self.edge_relations, minlength=len(self.relations))
-        edges: dict[str, int] = {}
-        for name, count in zip(self.relations, per_relation.tolist(), strict=True):
-            edges[name] = edges.get(name, 0) + count
-        nodes, degrees = {}, {}
-        for number, name in enumerate(self.nodes.type_names):
-            of_type = degree[types == number]
-            nodes[name] = len(of_type)
-            if len(of_type):
-                quantiles = np.quantile(of_type, (0, 0.25, 0.5, 0.75, 1))
-                degrees[name] = tuple(float(q) for q in quantiles)
-        known = self.item_entity_matrix(self.items)
-        touched = np.bincount(known.matrix.indices, minlength=len(known.columns))
-        touched = touched[types[known.columns] > ITEM]
-        return GraphStats(
-            nodes,
-            edges,
-            degrees,
-            isolated_items=int((degree[self.nodes.item_nodes] == 0).sum()),
-            entities_of_one_item=int((touched == 1).sum()),
-            entities_of_all_items=int((touched == len(self.items)).sum()),
-        )
+        """See `kgrank.kg.stats.graph_stats`."""
+        return graph_stats(self)
 
     def fingerprint(self) -> str:
         """The sha256 of what the graph says, whatever the numbers of nodes and relations."""

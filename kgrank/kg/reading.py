@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,6 +107,27 @@ def read_file(
         return None, list(error.faults)
     except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeEncodeError) as error:
         return None, [unreadable(path.name, error)]
+
+
+def read_values(
+    name: str, values: Mapping[str, list[Any]], where: str
+) -> tuple[RawTable, list[Fault]]:
+    """Columns of Python values, as JSON or a database gives them, as the raw table `name`.
+
+    Args:
+        name: of the table.
+        values: by column, None where there is nothing.
+        where: what a fault names as its file.
+    """
+    arrays: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for column, own in values.items():
+        if COLUMNS[name].get(column) == "id" and not {str, type(None)}.issuperset(map(type, own)):
+            faults += _json_id_faults(own, list(range(1, len(own) + 1)), where, column)
+            own = [_letters(value) for value in own]
+        arrays[column] = _json_array(own)
+    table, found = _raw_table(name, Columns(pa.table(arrays), None, faults, ()), where)
+    return table, found
 
 
 def _raw_table(name: str, columns: Columns, file: str) -> tuple[RawTable, list[Fault]]:

@@ -95,7 +95,7 @@ def load(folder: Path) -> KnowledgeGraph:
             f"graph {edges_about.fingerprint[:12]}; allowed: both of one. Save the graph again."
         )
     try:
-        nodes = _nodes(*(node_table[name].combine_chunks() for name in NODES.names))
+        nodes = nodes_of_columns(*(node_table[name].combine_chunks() for name in NODES.names))
     except DataError as error:
         raise BundleError(f"{folder / 'nodes.parquet'}: {error}") from error
     columns = (edge_table[name].to_numpy() for name in EDGES.names)
@@ -184,7 +184,7 @@ def _read(path: Path, schema: Any) -> tuple[Any, About]:
     return table, about
 
 
-def _nodes(types: Any, ids: Any, names: Any) -> Nodes:
+def nodes_of_columns(types: Any, ids: Any, names: Any) -> Nodes:
     """Nodes from their columns (n_nodes,); raises DataError if an id comes twice in its kind."""
     encoded = types.dictionary_encode()
     seen = encoded.dictionary.to_pylist()

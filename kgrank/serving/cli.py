@@ -19,6 +19,7 @@ import typer
 
 from kgrank.errors import DataError, Fault
 from kgrank.serving.faithfulness_cli import measure_reasons
+from kgrank.serving.graph_cli import app as graph_app
 from kgrank.serving.options import (
     BundlePath,
     Folder,
@@ -113,15 +114,14 @@ def validate(source: SourcePath, as_json: Json = False) -> None:
     faults: tuple[Fault, ...] = ()
     rows: dict[str, int] = {}
     with faults_told(as_json):
-        from kgrank.config import read_config
-        from kgrank.kg.tables import read_tables
+        from kgrank.config import read_config, read_source
 
+        config = read_config(source)
         try:
-            tables = read_tables(source)
+            tables = read_source(source, config)
         except DataError as error:
             faults = error.faults
         else:
-            read_config(source)
             rows = {name: len(getattr(tables, name)) for name in _TABLES}
     if as_json:
         print_json({"faults": [asdict(fault) for fault in faults], "tables": rows})
@@ -185,22 +185,21 @@ def train(
     from kgrank.processes import leads
 
     with faults_told(as_json and leads()):
-        from kgrank.config import read_config
-        from kgrank.kg.tables import read_tables
+        from kgrank.config import read_config, read_source
         from kgrank.serving.training import assist
         from kgrank.serving.training import train as fit
         from kgrank.tracking import sink_of
 
         config, checkpoints = read_config(source, sets or ()), out / ".training"
         if not leads():
-            tables = read_tables(source, config.tables)
+            tables = read_source(source, config)
             assist(tables, config, device=device, checkpoints=checkpoints, resume=resume)
             return
         with ExitStack() as tracked:
             sinks = [tracked.enter_context(sink_of(word, config.as_dict())) for word in track or ()]
             with progress_on_stderr() as progress:
                 bundle = fit(
-                    read_tables(source, config.tables),
+                    read_source(source, config),
                     config,
                     progress=progress,
                     device=device,
@@ -430,6 +429,7 @@ def profile(bundle: BundlePath, user: User, as_json: Json = False) -> None:
 
 
 app.add_typer(text_app)
+app.add_typer(graph_app, name="graph")
 
 
 def _recommender(bundle: Path) -> Recommender:

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 
+from kgrank.config import read_source
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.fusion.evidence import SPLITS, Evidence, numbered
 from kgrank.fusion.history import Decay, Histories, Spans
@@ -140,6 +141,8 @@ def _check_options(given: Mapping[str, str]) -> None:
 
 def _tables(bundle: Bundle, source: Path | None) -> Tables:
     where = source or bundle.source
+    if source is None and bundle.config.neo4j.uri is not None:
+        return read_source(bundle.config.neo4j.uri, bundle.config)
     if where is None:
         raise ConfigError(
             "source: found a bundle of tables made in memory; allowed: a folder of tables. "

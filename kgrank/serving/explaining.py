@@ -75,16 +75,16 @@ class Explainer:
                 lists are made of. That is a fault in kgrank.
         """
         bundle, histories = self.bundle, self.bundle.histories
-        user = int(bundle.users.numbers([user_id])[0])
+        user = bundle.users.number(user_id)
         span = histories.of_users(np.array([user]))
         met = set(histories.items[span.first[0] : span.last[0]].tolist())
         folded: dict[Head, FoldedHistory] = {}
-        for item_id, item in zip(item_ids, bundle.items.numbers(item_ids).tolist(), strict=True):
+        for item_id, item in [(item_id, bundle.items.number(item_id)) for item_id in item_ids]:
             of: Head = head or ("all" if item in met else "new")
             if of not in folded:
                 folded[of] = self.model.folded(histories, span, of)
             parts = self.model.parts_of(folded[of], item, of)
-            found = self.paths.find(parts, folded[of].items, item, user)
+            found = self.paths.find(parts, folded[of], item, user)
             why = self._explanation(user_id, item_id, item, parts, found, max_paths, anonymous)
             why.check()
             if next(self._count) % CHECKED == 0:

@@ -234,7 +234,7 @@ class _Trial:
         folded = model.folded(histories, histories.of_users(np.array([user])), "new")
         parts = model.parts_of(folded, item, "new")
         finder = self.explainer.paths
-        found = finder.find(parts, folded.items, item, user)
+        found = finder.find(parts, folded, item, user)
         return parts, found, finder.choose(found, self.max_paths)
 
     def _edges(self, found: FoundPaths, chosen: Sequence[Chosen]) -> list[_Edges]:

@@ -15,7 +15,11 @@ from kgrank.serving.printing import print_error
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 SourcePath = Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="A folder of tables, or a kgrank.toml.")
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A folder of tables, a kgrank.toml, or neo4j://[user@]host[:port][/database].",
+    ),
 ]
 BundlePath = Annotated[
     Path,

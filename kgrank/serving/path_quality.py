@@ -62,7 +62,9 @@ class PathQuality:
         if newest.isna().any():
             return None
         ordered = newest.sort_values(kind="stable")
-        return dict(zip(ordered.index.tolist(), smoothed(ordered.to_numpy()), strict=True))
+        return dict(
+            zip(ordered.index.tolist(), smoothed(ordered.to_numpy(np.float64)), strict=True)
+        )
 
     @cached_property
     def _popularity(self) -> Doubles:

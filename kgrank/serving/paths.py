@@ -28,7 +28,7 @@ from kgrank.fusion.attribution import Regression, SharedFacts, Ways
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
 from kgrank.fusion.evidence import Evidence, ItemFeatures, numbered
 from kgrank.fusion.item_item import Ridge
-from kgrank.fusion.model import EventParts
+from kgrank.fusion.model import EventParts, FoldedHistory
 from kgrank.kg.entities import EntityVectors, fact_weights
 from kgrank.kg.vocabulary import USER, Node
 from kgrank.serving.bundle import Bundle
@@ -73,19 +73,17 @@ class PathFinder:
 
     bundle: Bundle
 
-    def find(
-        self, parts: EventParts, items: npt.NDArray[np.integer], item: int, user: int
-    ) -> FoundPaths:
+    def find(self, parts: EventParts, history: FoldedHistory, item: int, user: int) -> FoundPaths:
         """All paths that carried a part of a score.
 
         Args:
             parts: the score taken apart.
-            items: (n_events) item numbers of its events.
+            history: what it was taken apart over.
             item: item number, explained.
             user: user number.
         """
-        met, place_of = np.unique(items, return_inverse=True)
-        found: list[tuple[Numbers, Numbers, Doubles, int]] = []
+        met, place_of = history.products
+        found: list[tuple[npt.NDArray[np.integer], Numbers, Doubles, int]] = []
         for number, channel in enumerate(self.bundle.model.channels):
             if not parts.factors[number].any():
                 continue
@@ -293,22 +291,23 @@ class PathFinder:
         bundle, graph = self.bundle, self.bundle.graph
         path = chosen.path
         product, middle = int(found.items[path]), int(found.middles[path])
-        product_id, item_id = (str(i) for i in bundle.items.ids(np.array([product, item])))
-        user = int(bundle.users.numbers([user_id])[0])
+        product_id, item_id = bundle.items.id(product), bundle.items.id(item)
+        user = bundle.users.number(user_id)
         over = graph.node(middle)
         edges = [PathEdge(self._kind(user, product), user_id, product_id)]
         if over.type == "user":
-            other = int(bundle.users.numbers([over.id])[0])
+            other = bundle.users.number(over.id)
             if hidden is not None:
                 over = Node("user", f"another user {hidden}", "")
             for end, end_id in ((product, product_id), (item, item_id)):
                 edges.append(PathEdge(self._kind(other, end), over.id, end_id))
         else:
             column = int(np.searchsorted(self._column_nodes, middle))
-            for end in (product, item):
-                edge = graph.edge(int(bundle.item_entities.edges_at(end, column)[0]))
-                head, tail = graph.node(edge.head), graph.node(edge.tail)
-                edges.append(PathEdge(edge.relation, head.id, tail.id))
+            for end, end_id in ((product, product_id), (item, item_id)):
+                number = bundle.item_entities.edges_at(end, column)[0]
+                relation = graph.relations[graph.edge_relations[number]]
+                ends = (end_id, over.id) if graph.tails[number] == middle else (over.id, end_id)
+                edges.append(PathEdge(relation, *ends))
         nodes = (
             PathNode(user_id, "user", user_id),
             PathNode(product_id, "item", bundle.names[product_id]),

@@ -35,16 +35,15 @@ def pretrain(
 ) -> None:
     """Teach a text encoder the shop's language by masked words; text.model takes its folder."""
     with faults_told(as_json):
-        from kgrank.config import read_config
+        from kgrank.config import read_config, read_source
         from kgrank.encoders.corpus import shop_texts
         from kgrank.encoders.pretraining import pretrain as learn
-        from kgrank.kg.tables import read_tables
         from kgrank.tracking import sink_of
 
         named = [] if epochs is None else [f"pretrain.epochs={epochs}"]
         config = read_config(source, [*(sets or ()), *named])
         settings = config.pretrain
-        tables = read_tables(source, config.tables, settings.event_fields)
+        tables = read_source(source, config, settings.event_fields)
         events = tables.with_split(config.split).events
         seen = events[events["split"] != "test"]
         texts = shop_texts(tables.items, seen, settings.fields, settings.event_fields)

@@ -373,7 +373,7 @@ def _path_clause(
 ) -> str:
     """How the path's product of the history and this one hang together."""
     known = path.nodes[1]
-    x = _name(known.id, {known.id: known.name, **item_names}, words)
+    x = _name(known.id, {known.id: item_names.get(known.id, known.name)}, words)
     if path.over_user and len(path.nodes) == 4:  # another user's name is nobody's business
         n, kinds = path.others + 1, [edge.relation for edge in path.edges[1:]]
         if n > 1:  # the others may have done something else

@@ -1,9 +1,12 @@
 from dataclasses import replace
 
+import networkx
 import numpy as np
 import pandas as pd
 import pytest
 
+from kgrank.errors import DataError
+from kgrank.kg.exchange import from_networkx, from_pyg, to_networkx, to_pyg
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.tables import Tables
 
@@ -72,7 +75,9 @@ def test_an_edge_key_of_networkx_is_the_edge_number(graph):
     for head, tail, number, data in graph.to_networkx().edges(keys=True, data=True):
         edge = graph.edge(number)
         assert (graph.node_number(*head), graph.node_number(*tail)) == (edge.head, edge.tail)
+        behaviour = data.pop("behaviour")
         assert data == {"relation": edge.relation, "weight": edge.weight, "time": edge.time}
+        assert behaviour == (head[0] == "user" and edge.weight != 0.5)  # the one triple of a user
 
 
 def test_pyg_holds_every_node_and_edge(graph):
@@ -108,6 +113,31 @@ def test_pyg_holds_every_node_and_edge(graph):
             for head, tail, weight, time in rows
         ]
     assert sorted(found) == sorted(EDGES)
+
+
+@pytest.mark.parametrize(
+    ("there", "back"), [(to_networkx, from_networkx), (to_pyg, from_pyg)], ids=["networkx", "pyg"]
+)
+def test_a_graph_comes_back_as_it_was(graph, there, back):
+    assert back(there(graph)).fingerprint() == graph.fingerprint()
+    empty = KnowledgeGraph.from_tables(replace(TABLES, events=TABLES.events[:0]))
+    assert back(there(empty)).fingerprint() == empty.fingerprint() != graph.fingerprint()
+
+
+def test_a_graph_made_in_networkx_needs_little():
+    data = networkx.MultiDiGraph()
+    data.add_node("u", type="user", id="u")
+    data.add_node("i", type="item", id="i", name="Saw")
+    data.add_node("b", type="brand", id="b")
+    data.add_edge("u", "i", relation="view")
+    data.add_edge("i", "b", relation="brand", weight=2)
+    graph = from_networkx(data)
+    assert (graph.relations, graph.behaviours.tolist()) == (("brand", "view"), [False, True])
+    assert graph.node(1) == ("item", "i", "Saw")
+    assert graph.edge(1).weight == 2
+    data.add_node("x", id="x")
+    with pytest.raises(DataError, match=r"'x' with type None; allowed: .* a text 'type'"):
+        from_networkx(data)
 
 
 def test_what_pyg_gets_is_its_own(graph):

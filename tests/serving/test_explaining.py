@@ -106,7 +106,7 @@ def all_paths(recommender: Recommender, user: str, item: str) -> FoundPaths:
     number, of = int(bundle.users.numbers([user])[0]), int(bundle.items.numbers([item])[0])
     folded = model.folded(histories, histories.of_users(np.array([number])), "new")
     parts = model.parts_of(folded, of, "new")
-    return recommender.explainer.paths.find(parts, folded.items, of, number)
+    return recommender.explainer.paths.find(parts, folded, of, number)
 
 
 def test_what_paths_carried_and_what_has_none_is_each_channels_contribution(

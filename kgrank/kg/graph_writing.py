@@ -1,0 +1,257 @@
+"""Writing a graph into a server that speaks Bolt: in parts, and only those that differ.
+
+The layout is that of `kgrank.kg.graph_server`. Each part is one transaction, which looks what is
+there before it writes: tried again, or run after an export that was killed, it does nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kgrank.errors import DataError, Fault
+from kgrank.kg.bolt import Server, quoted
+from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.graph_server import FORMAT, read_mark, refusal
+from kgrank.kg.node_vectors import NodeVectors, hashes
+from kgrank.kg.part_writing import UNKNOWN, PartWriter
+from kgrank.kg.parts import KINDS, Parts
+from kgrank.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import neo4j
+
+PART_ROWS = 2_000
+"""Nodes or edges in a part, about, when a graph is first written."""
+MIN_PARTS = 16
+MAX_GROWTH = 10
+"""How many times as many there may be later, before all is written anew in more parts."""
+MAX_ID_BYTES = 8_000
+"""What Neo4j's indexes take."""
+
+
+@dataclass
+class Written:
+    """What an export did.
+
+    Attributes:
+        generation: how many times the server has got another graph.
+        fingerprint: `KnowledgeGraph.fingerprint` of what is there now.
+        nodes_written, nodes_removed: nodes made or changed, and taken out.
+        edges_written, edges_removed: edges made and taken out.
+        parts, parts_written: how many parts there are, of nodes and of edges; how many differed.
+        vectors: property → how many nodes have it.
+    """
+
+    generation: int = 0
+    fingerprint: str = ""
+    nodes_written: int = 0
+    nodes_removed: int = 0
+    edges_written: int = 0
+    edges_removed: int = 0
+    parts: int = 0
+    parts_written: int = 0
+    vectors: dict[str, int] = field(default_factory=dict)
+
+
+def write_graph(
+    graph: KnowledgeGraph,
+    server: Server,
+    vectors: NodeVectors | None = None,
+    progress: Progress = silent,
+) -> Written:
+    """Let the server hold exactly this graph.
+
+    Args:
+        graph: what is written.
+        server: an open connection.
+        vectors: what else the nodes get; properties written before and not given now are removed.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: the name of a relation or an id is none that a server takes; nothing is written.
+        StoreError: the server holds nodes of these labels that are no export, another export has
+            begun meanwhile, or the server cannot be reached or refuses. What was written stays,
+            and the next export goes on from there.
+    """
+    for name in graph.relations:
+        quoted(name)
+    for vocabulary in (graph.users, graph.items, graph.entities):
+        for id_ in vocabulary.array.to_pylist():
+            if len(id_) * 4 > MAX_ID_BYTES and (n := len(id_.encode())) > MAX_ID_BYTES:
+                raise DataError([_too_long(id_, n)])
+    vectors = vectors or NodeVectors({})
+    mark, said = read_mark(server), vectors.fingerprint()
+    done = Written(fingerprint=graph.fingerprint())
+    rows = max(len(graph.nodes), graph.n_edges)
+    n = max(MIN_PARTS, -(-rows // PART_ROWS))
+    if mark is None:
+        _refuse_others(server)
+        _make_schema(server)
+    elif n > int(mark["parts"]) * MAX_GROWTH:
+        _clear(server, int(mark["parts"]), progress)
+        mark = None
+    else:
+        n = int(mark["parts"])
+    of_nodes = vectors.of_nodes(graph)
+    done.vectors = {name: int((rows >= 0).sum()) for name, (rows, _) in of_nodes.items()}
+    done.parts = 2 * n
+    if mark and (mark["fingerprint"], mark["vectors_hash"]) == (done.fingerprint, said):
+        done.generation = int(mark["generation"])
+        return done
+    parts = Parts(graph, n, hashes(of_nodes, len(graph.nodes)))
+    before = json.loads(mark["vectors"]) if mark else []
+    writing = _Writing(server, parts, of_nodes, list(dict.fromkeys([*before, *of_nodes])), done)
+    writing.begin()
+    writing.stage("nodes", progress)
+    writing.stage("edges", progress)
+    writing.finish(said)
+    return done
+
+
+def _too_long(id_: str, n: int) -> Fault:
+    found, allowed = f"an id of {n:,} bytes ({id_[:20]!r}…)", f"{MAX_ID_BYTES:,} bytes"
+    mend = "A server's index holds no longer one: shorten it."
+    return Fault("graph", None, None, found, allowed, mend)
+
+
+def _refuse_others(server: Server) -> None:
+    """Raises StoreError if there are nodes of our labels that no export has written."""
+    for label in KINDS:
+        if n := int(server.read(f"MATCH (n:{label}) RETURN count(n)")[0][0]):
+            found = f"{n:,} nodes labelled {label} that are no export of kgrank"
+            mend = "Name another database; to train from this one, map its labels in [neo4j]"
+            raise refusal(server, found, "none of them", mend)
+
+
+def _make_schema(server: Server) -> None:
+    for label in (*KINDS, "KgrankGraph", "KgrankPart"):
+        server.schema(
+            f"CREATE CONSTRAINT kgrank_{label.lower()}_id IF NOT EXISTS "
+            f"FOR (n:{label}) REQUIRE n.id IS UNIQUE"
+        )
+    for label in KINDS:
+        server.schema(
+            f"CREATE INDEX kgrank_{label.lower()}_part IF NOT EXISTS "
+            f"FOR (n:{label}) ON (n.kgrank_part)"
+        )
+
+
+def _clear(server: Server, parts: int, progress: Progress) -> None:
+    """Remove what was exported; the mark goes last, so that a clearing cut short is known."""
+    forget = "MATCH (p:KgrankPart) SET p.hash = $hash"
+    server.write(lambda tx: tx.run(forget, hash=UNKNOWN).consume())
+    server.write(lambda tx: tx.run("MATCH (g:KgrankGraph) SET g.fingerprint = ''").consume())
+    for part in range(parts):
+        progress("clearing", part, parts)
+        for label in KINDS:
+            server.write(partial(_remove_part, label=label, part=part))
+    progress("clearing", parts, parts)
+    server.write(lambda tx: tx.run("MATCH (p:KgrankPart) DELETE p").consume())
+    server.write(lambda tx: tx.run("MATCH (g:KgrankGraph) DELETE g").consume())
+
+
+def _remove_part(tx: neo4j.ManagedTransaction, label: str, part: int) -> None:
+    tx.run(f"MATCH (n:{label} {{kgrank_part: $part}}) DETACH DELETE n", part=part).consume()
+
+
+class _Writing:
+    """One export under way."""
+
+    def __init__(
+        self,
+        server: Server,
+        parts: Parts,
+        vectors: dict[str, tuple[NDArray[np.int32], Any]],
+        properties: Sequence[str],
+        done: Written,
+    ) -> None:
+        self.server, self.parts, self.vectors, self.done = server, parts, vectors, done
+        self.properties = properties  # of vectors, those that are to be removed too
+        self.of_parts = PartWriter(server, parts, vectors, properties)
+        self.writer = uuid.uuid4().hex
+
+    def begin(self) -> None:
+        """Say that the graph is being written, by this export."""
+        graph = self.parts.graph
+        keys = list(zip(graph.relations, graph.behaviours.tolist(), strict=True))
+        heads = sorted(set(self.parts.kinds[graph.edge_list().heads].tolist()))
+        about = {
+            "format": FORMAT,
+            "parts": self.parts.n,
+            "writer": self.writer,
+            "fingerprint": "",
+            "relations": json.dumps(keys),
+            "attributes": json.dumps(graph.attributes),
+            "heads": json.dumps([KINDS[head] for head in heads]),
+            "vectors": json.dumps(self.properties),
+            "vectors_hash": "",
+        }
+        told = ", ".join(f"g.{name} = ${name}" for name in about)
+        query = (
+            f"MERGE (g:KgrankGraph {{id: 'graph'}}) SET {told}, "
+            "g.generation = coalesce(g.generation, 0)"
+        )
+        self.server.write(lambda tx: tx.run(query, about).consume())
+
+    def finish(self, said: str) -> None:
+        """Say that the graph is whole."""
+
+        def work(tx: neo4j.ManagedTransaction) -> int:
+            mark = self._own(tx)
+            if mark["fingerprint"]:  # done already, and the answer was lost
+                return int(mark["generation"])
+            about = {
+                "fingerprint": self.done.fingerprint,
+                "generation": int(mark["generation"]) + 1,
+                "vectors": json.dumps(list(self.vectors)),
+                "vectors_hash": said,
+            }
+            told = ", ".join(f"g.{name} = ${name}" for name in about)
+            tx.run(f"MATCH (g:KgrankGraph {{id: 'graph'}}) SET {told}", about).consume()
+            return int(mark["generation"]) + 1
+
+        self.done.generation = self.server.write(work)
+
+    def stage(self, name: str, progress: Progress) -> None:
+        """Write the parts of the nodes, or of the edges, that differ from the server's."""
+        known = dict(self.server.read("MATCH (p:KgrankPart) RETURN p.id, p.hash"))
+        n = self.parts.n
+        for part in range(n):
+            progress(name, part, n)
+            key = f"{name}-{part}"
+            hash_ = (self.parts.node_hash if name == "nodes" else self.parts.edge_hash)(part)
+            if known.get(key, "") != hash_:
+                counts = self.server.write(partial(self._part, key=key, hash_=hash_, part=part))
+                self.done.parts_written += 1
+                for what, count in counts.items():
+                    setattr(self.done, what, getattr(self.done, what) + count)
+        progress(name, n, n)
+
+    def _own(self, tx: neo4j.ManagedTransaction) -> dict[str, Any]:
+        """The mark; raises StoreError if another export has begun."""
+        record = tx.run("MATCH (g:KgrankGraph {id: 'graph'}) RETURN properties(g)").single()
+        mark: dict[str, Any] = record[0] if record else {}
+        if mark.get("writer") != self.writer:
+            mend = "Let that one end, then export again"
+            raise refusal(self.server, "another export that began later", "one at a time", mend)
+        return mark
+
+    def _part(self, tx: neo4j.ManagedTransaction, key: str, hash_: str, part: int) -> Counter[str]:
+        """Write one part and its hash; nothing if it is written already."""
+        self._own(tx)
+        record = tx.run("MATCH (p:KgrankPart {id: $key}) RETURN p.hash", key=key).single()
+        if record is not None and record[0] == hash_:
+            return Counter()
+        write = self.of_parts.nodes if key.startswith("nodes") else self.of_parts.edges
+        counts = write(tx, part, record is None)
+        tx.run("MERGE (p:KgrankPart {id: $key}) SET p.hash = $hash", key=key, hash=hash_).consume()
+        return counts

@@ -1,0 +1,248 @@
+"""Writing one part of a graph into a server, in a transaction that looks what is there first."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kgrank.kg.bolt import Server, quoted
+from kgrank.kg.building import Edges
+from kgrank.kg.graph_server import EDGES_OF_PART, refusal
+from kgrank.kg.parts import KINDS, Parts
+
+if TYPE_CHECKING:
+    import neo4j
+
+MESSAGE_BYTES, MESSAGE_ROWS = 4 << 20, 2_000
+"""What is sent at once, about; Neo4j and its like bound messages."""
+UNKNOWN = "?"
+"""The hash of a part that the writing of another one has changed."""
+
+Link = tuple[str, str, str]
+"""Label of the head, relation, label of the tail."""
+Fact = tuple[bool, int, float]
+"""Behaviour, time and weight of an edge."""
+
+
+class PartWriter:
+    """What writes the parts of a graph.
+
+    Args:
+        server: where to; for messages.
+        parts: what is written.
+        vectors: property → for each node the row of its vector (n_nodes,) or -1, and the vectors.
+        properties: of vectors, those that are to be removed too.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        parts: Parts,
+        vectors: dict[str, tuple[NDArray[np.int32], Any]],
+        properties: Sequence[str],
+    ) -> None:
+        self.server, self.parts, self.vectors = server, parts, vectors
+        self.properties = properties
+
+    def nodes(self, tx: neo4j.ManagedTransaction, part: int, empty: bool) -> Counter[str]:
+        """Write the nodes of a part.
+
+        Args:
+            tx: the transaction.
+            part: which part.
+            empty: whether the server is known to have none of it.
+
+        Returns:
+            how many nodes were written and removed, as in `Written`.
+        """
+        counts: Counter[str] = Counter()
+        nodes = self.parts.nodes(part)
+        contents = self.parts.contents.view(np.int64)
+        for kind, label in enumerate(KINDS):
+            own = nodes[self.parts.kinds[nodes] == kind]
+            wanted = {self.parts.ids[node]: int(node) for node in own}
+            there = {} if empty else _ids_and_hashes(tx, label, part)
+            gone = [id_ for id_ in there if id_ not in wanted]
+            new = [node for id_, node in wanted.items() if id_ not in there]
+            other = [n for id_, n in wanted.items() if there.get(id_, contents[n]) != contents[n]]
+            properties = ["name", "kgrank_hash", *(["type"] if label == "Entity" else [])]
+            fresh = ", ".join(f"{p}: row.{p}" for p in ["id", "kgrank_part", *properties])
+            vectors = "".join(f", {p}: row.{p}" for p in self.vectors)
+            create = f"UNWIND $rows AS row CREATE (n:{label} {{{fresh}{vectors}}}) RETURN count(*)"
+            told = ", ".join(f"n.{p} = row.{p}" for p in [*properties, *self.properties])
+            change = f"UNWIND $rows AS row MATCH (n:{label} {{id: row.id}}) SET {told} "
+            self._send(tx, create, (self._row(node, part) for node in new))
+            self._send(tx, f"{change}RETURN count(*)", (self._row(node, part) for node in other))
+            _remove(tx, label, gone)
+            counts["nodes_written"] += len(new) + len(other)
+            counts["nodes_removed"] += len(gone)
+        return counts
+
+    def _row(self, node: int, part: int) -> tuple[dict[str, Any], int]:
+        """What is sent for a node, and about how many bytes that is."""
+        parts, nodes = self.parts, self.parts.graph.nodes
+        row: dict[str, Any] = {
+            "id": parts.ids[node],
+            "kgrank_part": part,
+            "name": parts.names[node],
+            "kgrank_hash": int(parts.contents.view(np.int64)[node]),
+        }
+        if parts.kinds[node] == len(KINDS) - 1:
+            row["type"] = nodes.type_names[int(nodes.types[node])]
+        size = 64 + 4 * (len(row["id"]) + len(row["name"]))
+        for name in self.properties:
+            row[name] = None
+            if name in self.vectors and (place := self.vectors[name][0][node]) >= 0:
+                row[name] = self.vectors[name][1][place].tolist()
+                size += 9 * len(row[name])
+        return row, size
+
+    def edges(self, tx: neo4j.ManagedTransaction, part: int, empty: bool) -> Counter[str]:
+        """Write the edges of a part, as `nodes` does it; their nodes have to be there."""
+        counts: Counter[str] = Counter()
+        edges = self.parts.edges(part)
+        if not empty:
+            edges, stale = self._difference(edges, _facts(tx, part))
+            for (head, relation, tail), ends in stale.items():
+                query = (
+                    f"UNWIND $rows AS row MATCH (h:{head} {{id: row[0]}})"
+                    f"-[r:{quoted(relation)}]->(t:{tail} {{id: row[1]}}) DELETE r RETURN count(*)"
+                )
+                sized = ((list(pair), 4 * (len(pair[0]) + len(pair[1]))) for pair in ends)
+                counts["edges_removed"] += self._send(tx, query, sized, exact=False)
+        graph, kinds = self.parts.graph, self.parts.kinds
+        links = np.stack([edges.relations, kinds[edges.heads], kinds[edges.tails]]).astype(np.int64)
+        for relation, head, tail in np.unique(links, axis=1).T.tolist():
+            chosen = (links == np.array([[relation], [head], [tail]])).all(axis=0)
+            query = (
+                f"UNWIND $rows AS row MATCH (h:{KINDS[head]} {{id: row[0]}}) "
+                f"UNWIND row[1] AS e MATCH (t:{KINDS[tail]} {{id: e[0]}}) "
+                f"CREATE (h)-[:{quoted(graph.relations[relation])} {{weight: e[1], time: e[2], "
+                "behaviour: $behaviour}]->(t) RETURN count(*)"
+            )
+            behaviour = bool(graph.behaviours[relation])
+            rows = self._rows(edges.take(np.flatnonzero(chosen)))
+            counts["edges_written"] += self._send(tx, query, rows, behaviour=behaviour)
+        return counts
+
+    def _rows(self, edges: Edges) -> Iterator[tuple[list[Any], int]]:
+        """The edges by head, and about how many bytes each head's are."""
+        ids = self.parts.ids
+        starts = np.flatnonzero(np.diff(edges.heads, prepend=-1, append=-1))
+        tails, weights, times = (a.tolist() for a in (edges.tails, edges.weights, edges.times))
+        for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            head = ids[edges.heads[start]]
+            for first in range(start, end, 500):
+                some = range(first, min(first + 500, end))
+                of_head = [[ids[tails[e]], weights[e], times[e]] for e in some]
+                yield [head, of_head], 4 * len(head) + sum(20 + 4 * len(e[0]) for e in of_head)
+
+    def _send(
+        self,
+        tx: neo4j.ManagedTransaction,
+        query: str,
+        rows: Iterator[tuple[Any, int]],
+        exact: bool = True,
+        **parameters: Any,
+    ) -> int:
+        """Run the query on all rows, some at a time.
+
+        Returns:
+            the sum of the counts that it returns. With `exact` it has to be that of the rows.
+        """
+        total = 0
+        for batch in _batches(rows):
+            record = tx.run(query, {"rows": batch, **parameters}).single(strict=True)
+            total += int(record[0])
+            wanted = sum(len(row[1]) if isinstance(row, list) else 1 for row in batch)
+            if exact and int(record[0]) != wanted:
+                found = f"{wanted - int(record[0]):,} nodes fewer than were written"
+                mend = "Somebody removes them: empty the database and export again"
+                raise refusal(self.server, found, "what was written", mend)
+        return total
+
+    def _difference(
+        self, edges: Edges, there: dict[Link, dict[tuple[str, str], list[Fact]]]
+    ) -> tuple[Edges, dict[Link, list[tuple[str, str]]]]:
+        """The edges to make, and the ends between which all edges of a relation go first."""
+        graph, ids, kinds = self.parts.graph, self.parts.ids, self.parts.kinds
+        wanted: dict[tuple[Link, tuple[str, str]], list[tuple[Fact, int]]] = defaultdict(list)
+        columns = (edges.heads, edges.relations, edges.tails, edges.times, edges.weights)
+        for place, (head, relation, tail, time, weight) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        ):
+            link = KINDS[kinds[head]], graph.relations[relation], KINDS[kinds[tail]]
+            fact = bool(graph.behaviours[relation]), time, weight
+            wanted[link, (ids[head], ids[tail])].append((fact, place))
+        made: list[int] = []
+        stale: dict[Link, list[tuple[str, str]]] = defaultdict(list)
+        for link, pairs in there.items():
+            for ends, facts in pairs.items():
+                own = wanted.get((link, ends), [])
+                if Counter(facts) - Counter(fact for fact, _ in own):
+                    stale[link].append(ends)
+        for (link, ends), own in wanted.items():
+            old = Counter() if ends in stale[link] else Counter(there.get(link, {}).get(ends, []))
+            for fact, place in own:
+                if old[fact] > 0:
+                    old[fact] -= 1
+                else:
+                    made.append(place)
+        return edges.take(np.array(sorted(made), dtype=np.int64)), stale
+
+
+def _batches(rows: Iterator[tuple[Any, int]]) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    total = 0
+    for row, size in rows:
+        if batch and (total + size > MESSAGE_BYTES or len(batch) == MESSAGE_ROWS):
+            yield batch
+            batch, total = [], 0
+        batch.append(row)
+        total += size
+    if batch:
+        yield batch
+
+
+def _ids_and_hashes(tx: neo4j.ManagedTransaction, label: str, part: int) -> dict[str, int]:
+    query = (
+        f"MATCH (n:{label} {{kgrank_part: $part}}) "
+        "RETURN collect(n.id), collect(coalesce(n.kgrank_hash, 0))"
+    )
+    ids, found = tx.run(query, part=part).single(strict=True)
+    return dict(zip(ids, found, strict=True))
+
+
+def _remove(tx: neo4j.ManagedTransaction, label: str, ids: list[str]) -> None:
+    """Remove nodes with their edges, and forget the hashes of the parts that those belong to."""
+    if not ids:
+        return
+    node = f"UNWIND $ids AS id MATCH (n:{label} {{id: id}})"
+    heads = f"{node}<-[]-(h) WHERE h.kgrank_part IS NOT NULL RETURN DISTINCT h.kgrank_part"
+    parts = {record[0] for record in tx.run(heads, ids=ids)}
+    parts |= {record[0] for record in tx.run(f"{node} RETURN DISTINCT n.kgrank_part", ids=ids)}
+    tx.run(
+        "UNWIND $keys AS key MATCH (p:KgrankPart {id: key}) SET p.hash = $hash",
+        keys=[f"edges-{part}" for part in sorted(parts)],
+        hash=UNKNOWN,
+    ).consume()
+    tx.run(f"{node} DETACH DELETE n", ids=ids).consume()
+
+
+def _facts(
+    tx: neo4j.ManagedTransaction, part: int
+) -> dict[Link, dict[tuple[str, str], list[Fact]]]:
+    """The edges of a part as the server has them."""
+    found: dict[Link, dict[tuple[str, str], list[Fact]]] = defaultdict(lambda: defaultdict(list))
+    for label in KINDS:
+        for relation, behaviour, tail, *columns in tx.run(
+            EDGES_OF_PART.format(label=label), part=part
+        ):
+            of_link = found[label, relation, tail]
+            for head, end, weight, time in zip(*columns, strict=True):
+                of_link[head, end].append((bool(behaviour), time, weight))
+    return found

@@ -1,0 +1,137 @@
+"""A graph cut into parts with a hash each: two copies differ only in parts whose hashes differ.
+
+Nodes go to parts by a hash of kind and id, so a node stays in its part whatever is added; an edge
+goes with its head. Hashes are of ids, names and relations, never of numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kgrank.kg.building import Edges
+from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.vocabulary import ITEM
+
+KINDS = ("User", "Item", "Entity")
+"""The three kinds of node, by the label they have in a graph server."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts of a graph.
+
+    Attributes:
+        graph: what is cut.
+        n: how many parts there are, of nodes and of edges each.
+        said: (n_nodes,) uint64: a hash of what else is written of each node, such as a vector.
+    """
+
+    graph: KnowledgeGraph
+    n: int
+    said: NDArray[np.uint64]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """(n_nodes,) the nodes' ids."""
+        ids: list[str] = self.graph.nodes.ids.to_pylist()
+        return ids
+
+    @cached_property
+    def names(self) -> list[str]:
+        """(n_nodes,) the nodes' names."""
+        names: list[str] = self.graph.nodes.names.to_pylist()
+        return names
+
+    @cached_property
+    def kinds(self) -> NDArray[np.int8]:
+        """(n_nodes,) int8: places in `KINDS`."""
+        return np.minimum(self.graph.nodes.types, ITEM + 1).astype(np.int8)
+
+    @cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """(n_nodes,) uint64: a hash of kind and id."""
+        return _hashes(f"{k} {id_}" for k, id_ in zip(self.kinds.tolist(), self.ids, strict=True))
+
+    @cached_property
+    def contents(self) -> NDArray[np.uint64]:
+        """(n_nodes,) uint64: a hash of type, name and `said`."""
+        types, names = self.graph.nodes.types.tolist(), self.graph.nodes.type_names
+        return _hashes(
+            f"{said} {len(names[type_])} {names[type_]} {name}"
+            for said, type_, name in zip(self.said.tolist(), types, self.names, strict=True)
+        )
+
+    @cached_property
+    def of_nodes(self) -> NDArray[np.int32]:
+        """(n_nodes,) int32: the part of each node."""
+        return (self.keys % np.uint64(self.n)).astype(np.int32)
+
+    @cached_property
+    def _nodes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return _grouped(self.of_nodes, self.n)
+
+    @cached_property
+    def _edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return _grouped(self.of_nodes[self._list.heads], self.n)
+
+    @cached_property
+    def _list(self) -> Edges:
+        return self.graph.edge_list()
+
+    @cached_property
+    def _relations(self) -> NDArray[np.uint64]:
+        keys = zip(self.graph.behaviours.tolist(), self.graph.relations, strict=True)
+        return _hashes(f"{behaviour} {name}" for behaviour, name in keys)
+
+    def nodes(self, part: int) -> NDArray[np.int64]:
+        """(n,) int64: the nodes of a part, by number."""
+        order, starts = self._nodes
+        return order[starts[part] : starts[part + 1]]
+
+    def edges(self, part: int) -> Edges:
+        """The edges that leave the nodes of a part, in the order of their numbers."""
+        order, starts = self._edges
+        return self._list.take(order[starts[part] : starts[part + 1]])
+
+    def node_hash(self, part: int) -> str:
+        """The hash of the nodes of a part, "" where there are none."""
+        nodes = self.nodes(part)
+        return _hash_of_rows(self.keys[nodes], self.contents[nodes])
+
+    def edge_hash(self, part: int) -> str:
+        """The hash of the edges of a part, "" where there are none."""
+        edges = self.edges(part)
+        return _hash_of_rows(
+            self.keys[edges.heads],
+            self._relations[edges.relations],
+            self.keys[edges.tails],
+            edges.times.astype(np.uint64),
+            edges.weights.view(np.uint32).astype(np.uint64),
+        )
+
+
+def _hashes(texts: Any) -> NDArray[np.uint64]:
+    """(n,) uint64: the first 8 bytes of the BLAKE2b of each text."""
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def _grouped(parts: NDArray[np.int32], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places (m,) by part, and where each part begins (n + 1,)."""
+    starts = np.zeros(n + 1, dtype=np.int64)
+    np.cumsum(np.bincount(parts, minlength=n), out=starts[1:])
+    return np.argsort(parts, kind="stable"), starts
+
+
+def _hash_of_rows(*columns: NDArray[np.uint64]) -> str:
+    """The sha256 (128 bits of it, hex) of rows in any order."""
+    if not len(columns[0]):
+        return ""
+    rows = np.stack(columns, axis=1)[np.lexsort(columns[::-1])]
+    return hashlib.sha256(np.ascontiguousarray(rows, dtype="<u8").data).hexdigest()[:32]
