@@ -211,8 +211,8 @@ class FusedModel:
         weights = np.zeros((len(self.channels), len(events)))
         for number, channel in enumerate(self.channels):
             if len(events) and self.heads[head].weighs(number):
-                _, decayed = histories.event_weights(span, channel.decay)
-                size = channel.form.size(histories.weights(span, channel.decay))
+                flat, decayed = histories.event_weights(span, channel.decay)
+                size = channel.form.size(histories.matrix(span, flat, decayed))
                 weights[number] = decayed.astype(np.float64) / float(size[0])
         return FoldedHistory(events, histories.items[events], weights)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from kgrank.serving.explanation import Path
 
-_ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ESCAPES = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 def path_query(path: Path) -> str:
@@ -30,7 +30,7 @@ def literal(text: str) -> str:
     Cypher reads backslash-u as a character before it looks for quotes, so no backslash stands
     before a u: the string is cut there and joined again.
     """
-    pieces = ["".join(_ESCAPES.get(char, char) for char in part) for part in text.split("\\u")]
+    pieces = [part.translate(_ESCAPES) for part in text.split("\\u")]
     return "'" + "\\\\' + 'u".join(pieces) + "'"
 
 

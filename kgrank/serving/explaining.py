@@ -11,10 +11,10 @@ import numpy as np
 
 from kgrank.errors import ModelError
 from kgrank.fusion.channels import SparseFeatures
-from kgrank.fusion.history import Spans
+from kgrank.fusion.history import Histories, Spans
 from kgrank.fusion.model import EventParts, FoldedHistory, FusedModel, Head
 from kgrank.serving.bundle import Bundle
-from kgrank.serving.explanation import TOLERANCE, EventShare, Explanation, Remainder
+from kgrank.serving.explanation import TOLERANCE, EventShare, Explanation, Path, Remainder
 from kgrank.serving.paths import FoundPaths, PathFinder
 from kgrank.serving.wording import describe
 
@@ -78,6 +78,7 @@ class Explainer:
         user = bundle.users.number(user_id)
         span = histories.of_users(np.array([user]))
         met = set(histories.items[span.first[0] : span.last[0]].tolist())
+        met_ids = bundle.items.ids(histories.items[span.first[0] : span.last[0]]).tolist()
         folded: dict[Head, FoldedHistory] = {}
         for item_id, item in [(item_id, bundle.items.number(item_id)) for item_id in item_ids]:
             of: Head = head or ("all" if item in met else "new")
@@ -85,7 +86,10 @@ class Explainer:
                 folded[of] = self.model.folded(histories, span, of)
             parts = self.model.parts_of(folded[of], item, of)
             found = self.paths.find(parts, folded[of], item, user)
-            why = self._explanation(user_id, item_id, item, parts, found, max_paths, anonymous)
+            paths = self.paths.shown(
+                found, self.paths.choose(found, max_paths), user_id, item, anonymous=anonymous
+            )
+            why = self._explanation(user_id, item_id, parts, found, paths, met_ids)
             why.check()
             if next(self._count) % CHECKED == 0:
                 self._check_score(why, span, item, of)
@@ -116,13 +120,11 @@ class Explainer:
         self,
         user_id: str,
         item_id: str,
-        item: int,
         parts: EventParts,
         found: FoundPaths,
-        max_paths: int,
-        anonymous: bool,
+        paths: tuple[Path, ...],
+        met_ids: list[str],
     ) -> Explanation:
-        chosen = self.paths.choose(found, max_paths)
         brought, by_paths = parts.parts.sum(axis=1), found.of_channels.sum(axis=1)
         names = [channel.name for channel in self.model.channels]
         sums = zip(names, brought.tolist(), by_paths.tolist(), strict=True)
@@ -132,8 +134,8 @@ class Explainer:
             score=parts.score,
             bias=parts.bias,
             contributions=dict(zip(names, brought.tolist(), strict=True)),
-            events=_event_shares(self.bundle, parts),
-            paths=self.paths.shown(found, chosen, user_id, item, anonymous=anonymous),
+            events=_event_shares(self.bundle.histories, parts, met_ids),
+            paths=paths,
             rules=(),
             text="",
             remainder={name: Remainder(of, whole - of) for name, whole, of in sums},
@@ -150,15 +152,15 @@ class Explainer:
             )
 
 
-def _event_shares(bundle: Bundle, parts: EventParts) -> tuple[EventShare, ...]:
-    histories = bundle.histories
+def _event_shares(
+    histories: Histories, parts: EventParts, item_ids: list[str]
+) -> tuple[EventShare, ...]:
     brought = parts.parts.sum(axis=0)
-    order = np.argsort(-brought, kind="stable")
-    items = bundle.items.ids(histories.items[parts.events[order]]).tolist()
-    kinds = histories.kinds[parts.events[order]].tolist()
+    order = np.argsort(-brought, kind="stable").tolist()
+    kinds, shares = histories.kinds[parts.events].tolist(), brought.tolist()
     return tuple(
-        EventShare(item, histories.kind_names[kind], part)
-        for item, kind, part in zip(items, kinds, brought[order].tolist(), strict=True)
+        EventShare(item_ids[event], histories.kind_names[kinds[event]], shares[event])
+        for event in order
     )
 
 
