@@ -12,13 +12,13 @@ from kgrank.encoders.pretraining import PretrainSettings
 from kgrank.encoders.text import TextSettings
 from kgrank.encoders.tfidf import TfidfSettings
 from kgrank.errors import ConfigError
-from kgrank.fusion.settings import FitSettings
+from kgrank.fusion.settings import FitSettings, TaskSettings
 from kgrank.kg.bolt import is_server
 from kgrank.kg.building import GraphSettings
 from kgrank.kg.server_tables import Neo4jSettings, read_server_tables
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import Tables, TablesSettings, read_tables
-from kgrank.settings import LearnSettings, Section, WordingSettings
+from kgrank.settings import LearnSettings, RulesSettings, Section, WordingSettings
 
 
 class Config(Section):
@@ -33,9 +33,11 @@ class Config(Section):
         tfidf: how words become features.
         image: which picture of a product is seen, and by what model.
         fit: how the model is fitted.
+        tasks: which kinds of events are clicks, purchases and ratings.
         learn: how its learned parts are trained.
         wording: a shop's own words for its relations.
         pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
+        rules: where the shop's rules lie.
     """
 
     tables: TablesSettings = TablesSettings()
@@ -46,9 +48,11 @@ class Config(Section):
     tfidf: TfidfSettings = TfidfSettings()
     image: ImageSettings = ImageSettings()
     fit: FitSettings = FitSettings()
+    tasks: TaskSettings = TaskSettings()
     learn: LearnSettings = LearnSettings()
     wording: WordingSettings = WordingSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    rules: RulesSettings = RulesSettings()
 
 
 def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -51,7 +52,8 @@ def _fault(kind: type[Section], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return _unknown(kind, [str(part) for part in error["loc"]], error["input"])
     if error["type"] == "value_error":  # our own validators say what was found and is allowed
-        return f"{place}: {error['ctx']['error']}. Correct it."
+        said = f"{error['ctx']['error']}. Correct it."
+        return f"{place}: {said}" if place else said
     allowed = "a section" if error["type"] == "model_type" else str(error["msg"])
     allowed = allowed.removeprefix("Input should be ")
     return f"{place}: found {_shown(error['input'])}; allowed: {allowed}. Correct it."
@@ -65,7 +67,7 @@ def _unknown(kind: type[Section], loc: list[str], value: object) -> str:
         if not (isinstance(inner, type) and issubclass(inner, Section)):
             break
         kind = inner
-    known = list(kind.model_fields)
+    known = [field.alias or name for name, field in kind.model_fields.items()]
     near = difflib.get_close_matches(name, known, n=1)
     mend = f"Is {near[0]!r} meant?" if near else "Remove it, or correct its name."
     found = f"found {name!r} = {_shown(value)}"
@@ -102,6 +104,17 @@ class WordingSettings(Section):
                     "{name} once"
                 )
         return said
+
+
+class RulesSettings(Section):
+    """The `[rules]` section: where the shop's rules lie (`kgrank.serving.rules`).
+
+    Attributes:
+        file: relative to the kgrank.toml or the tables' folder (where they lie in none, to the
+            working folder); None = the `rules.toml` of that folder, if any.
+    """
+
+    file: Path | None = None
 
 
 class LearnSettings(Section):

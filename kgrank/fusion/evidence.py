@@ -49,7 +49,8 @@ def numbered(
     """
     kinds = pd.Categorical(events["event"])
     user_numbers = users.numbers(events["user_id"])
-    timed = "timestamp" in events
+    timed, valued = "timestamp" in events, "value" in events and bool(events["value"].notna().any())
+    values = events["value"].to_numpy(np.float64, na_value=np.nan) if valued else None
     times = events["timestamp"].to_numpy() if timed else np.full(len(events), np.nan)
     histories = Histories.from_arrays(
         user_numbers,
@@ -59,6 +60,7 @@ def numbered(
         kind_names=tuple(map(str, kinds.categories)),
         n_users=len(users),
         n_items=len(items),
+        values=values,
     )
     if "split" not in events:
         return histories, np.zeros(len(events), np.int8)

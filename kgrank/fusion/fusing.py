@@ -193,7 +193,7 @@ def _hiding(
 ) -> Iterator[None]:
     """Items look new inside: channels that know an item by who chose it give it 0."""
     items = torch.from_numpy(np.flatnonzero(hidden))
-    blind = [part for channel, part in zip(channels, scores, strict=True) if _of_history(channel)]
+    blind = [part for channel, part in zip(channels, scores, strict=True) if of_history(channel)]
     kept = [part[:, items] for part in blind]
     try:
         for part in blind:
@@ -204,14 +204,14 @@ def _hiding(
             part[:, items] = columns
 
 
-def _of_history(channel: Channel) -> bool:
+def of_history(channel: Channel) -> bool:
     """Whether the channel knows an item by who chose it, not by what it is."""
     return isinstance(channel.form, ItemItem) or channel.name == LEARNED
 
 
 def _as_warm(channels: Sequence[Channel], weights: FusionWeights) -> FusionWeights:
     """Cold weights to start from: what text and graph weigh for a rarely chosen product."""
-    known = np.array([not _of_history(channel) for channel in channels])
+    known = np.array([not of_history(channel) for channel in channels])
     cold = np.where(known, np.maximum(weights.weight, weights.weight.max() / 4), 0.0)
     return replace(weights, cold=cold.astype(np.float32), cold_bias=0.0)
 

@@ -6,19 +6,22 @@ one event more or an erased user need no training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
 DAY = 86_400.0  # seconds
+REFUSED = "not_interested"
+"""The kind of event that speaks against its product, and against what is like it."""
 
 
 @dataclass(frozen=True)
 class Decay:
-    """How much an event counts.
+    """How much an event counts; one of the kind REFUSED counts against, by as much.
 
     kind × (1 + age)^-power × 2^(-age / span) × 2^(-days / half_life) × ages[age] × gaps[gap]
 
@@ -51,6 +54,8 @@ class Histories:
         times: (n_events) float64 seconds UTC; NaN where the source has no time.
         kind_names: the kinds of events, sorted.
         n_items: how many items there are to be numbered.
+        values: (n_events) float64, a rating or quantity, NaN where an event has none; None where
+            no event has one.
     """
 
     starts: npt.NDArray[np.int64]
@@ -59,6 +64,7 @@ class Histories:
     times: npt.NDArray[np.float64]
     kind_names: tuple[str, ...]
     n_items: int
+    values: npt.NDArray[np.float64] | None = None
 
     @classmethod
     def from_arrays(
@@ -71,6 +77,7 @@ class Histories:
         kind_names: tuple[str, ...],
         n_users: int,
         n_items: int,
+        values: npt.NDArray[np.float64] | None = None,
     ) -> Histories:
         """Group events by user. Events of one user must already stand in order of time."""
         order = np.argsort(users, kind="stable")
@@ -83,6 +90,7 @@ class Histories:
             times=times[order].astype(np.float64),
             kind_names=kind_names,
             n_items=n_items,
+            values=None if values is None else values[order].astype(np.float64),
         )
 
     @property
@@ -94,6 +102,16 @@ class Histories:
         """The user number of every event, (n_events) int64."""
         return np.repeat(np.arange(self.n_users), np.diff(self.starts))
 
+    @cached_property
+    def newest(self) -> float:
+        """The time of the newest event of all; NaN where there are no times."""
+        timed = self.times[np.isfinite(self.times)]
+        return float(timed.max()) if len(timed) else float("nan")
+
+    def of_kinds(self, kinds: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Whether each event is of one of the kinds, (n_events) bool."""
+        return np.isin(self.kind_names, kinds)[self.kinds]
+
     def where(self, keep: npt.NDArray[np.bool_]) -> Histories:
         """The histories of the events for which `keep` (n_events) is true."""
         return Histories.from_arrays(
@@ -104,6 +122,7 @@ class Histories:
             kind_names=self.kind_names,
             n_users=self.n_users,
             n_items=self.n_items,
+            values=None if self.values is None else self.values[keep],
         )
 
     def of_items(self, items: npt.NDArray[np.integer]) -> Histories:
@@ -179,6 +198,8 @@ class Histories:
         if decay.kinds:
             of_kind = np.array([decay.kinds.get(kind, 1.0) for kind in self.kind_names])
             weights *= of_kind[self.kinds[flat]]
+        if REFUSED in self.kind_names:
+            weights[self.kinds[flat] == self.kind_names.index(REFUSED)] *= -1.0
         return flat, weights.astype(np.float32)
 
     def gaps(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -14,9 +14,11 @@ import torch
 
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures, sizes
 from kgrank.fusion.history import Decay, Histories, Spans
+from kgrank.fusion.prediction import Predictor
 from kgrank.fusion.weights import FusionWeights, ItemSide
 
-Head = Literal["new", "all"]
+Head = Literal["new", "all", "click", "purchase", "rating"]
+Task = Literal["rank", "click", "purchase", "rating"]
 Repeats = Literal["exclude", "allow", "only"]
 
 CELLS = 48_000_000  # users × items scored at a time: 192 MB of float32
@@ -30,7 +32,7 @@ class EventParts:
     Attributes:
         events: (n_events) event numbers, oldest first.
         parts: (n_channels × n_events) float64; their sum and the bias are the score.
-        bias: the part that is the item's own.
+        bias: the part that no event has: the item's own and, where a head predicts, the user's.
         factors: (n_channels × n_events) float64: parts = factors × v(h, i) of the channel.
     """
 
@@ -53,11 +55,13 @@ class FoldedHistory:
         events: (n_events) event numbers, oldest first.
         items: (n_events) item numbers.
         weights: (n_channels × n_events) float64: what an event weighs, over the history's size.
+        own: the user's own part, the same for all items.
     """
 
     events: npt.NDArray[np.int64]
     items: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float64]
+    own: float
 
     @cached_property
     def products(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -70,15 +74,21 @@ class FoldedHistory:
 class FusedModel:
     """What scores: score(u, i) = bias_i + Σ_c g_c(i) · s_c(u, i).
 
+    A head is what one question weighs the channels by. Two rank: lists of "new" products only, and
+    lists of "all" products. Others also predict: how probably a "click" or "purchase" follows, or
+    what the "rating" will be.
+
     Attributes:
         channels: the channels, in a fixed order.
         side: what the gates know of each item.
-        heads: fusion weights for lists of "new" products only and for lists of "all" products.
+        heads: each head's fusion weights.
+        predictors: what the heads that predict have beside those.
     """
 
     channels: tuple[Channel, ...]
     side: ItemSide
     heads: dict[Head, FusionWeights]
+    predictors: dict[Head, Predictor] = field(default_factory=dict)
 
     @property
     def n_items(self) -> int:
@@ -93,7 +103,8 @@ class FusedModel:
         """Scores of all items for each history, (n_spans × n_items) float32 on the CPU."""
         items = self._items(head)
         out = torch.empty(len(spans), self.n_items, device=items.dense.device)
-        return items.scores(histories, spans, out).cpu()
+        scores = items.scores(histories, spans, out).cpu()
+        return self._with_own(scores, histories, spans, head)
 
     def top(
         self,
@@ -105,6 +116,7 @@ class FusedModel:
         repeats: Repeats = "allow",
         candidates: npt.NDArray[np.integer] | None = None,
         bias: bool = True,
+        pick: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The n best items for each history; equal scores order by item number.
 
@@ -118,7 +130,10 @@ class FusedModel:
             repeats: "exclude" lists only what is not in the history, "allow" everything, "only"
                 what is in it.
             candidates: only these item numbers are listed; all if None.
-            bias: whether the items' own part counts.
+            bias: whether the part counts that no event has.
+            pick: makes the lists of a block of histories in place of `top_n`: called with their
+                scores, (n_rows × n_items) on the device, -inf where `repeats` leaves an item out,
+                and the number of the first of them. It minds `candidates` itself.
 
         Returns:
             item numbers, (n_spans × n) int64, -1 where a list ends early; their scores, float32.
@@ -137,15 +152,37 @@ class FusedModel:
             if repeats != "allow":
                 met = histories.weights(block, Decay())
                 scores = exclude(scores, met) if repeats == "exclude" else only(scores, met)
-            if listed is None:
+            if pick is not None:
+                best, values = pick(scores, start)
+            elif listed is None:
                 best, values = top_n(scores, n)
             else:
                 best, values = top_n(scores[:, listed.to(scores.device)], n)
                 best = torch.where(best < 0, best, listed[best])
+            if bias:
+                values = self._with_own(values, histories, block, head)
             found.append((best, values))
         if not found:
             return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0)
         return torch.cat([best for best, _ in found]), torch.cat([values for _, values in found])
+
+    def bias(self, head: Head) -> npt.NDArray[np.float32]:
+        """Each item's own part of its scores, (n_items) float32."""
+        bias = self.heads[head].bias(self.side)
+        return bias + self.predictors[head].base if head in self.predictors else bias
+
+    def own_parts(self, histories: Histories, spans: Spans, head: Head) -> npt.NDArray[np.float32]:
+        """Each user's own part, the same for all items, (n_spans) float32; 0 if a head ranks."""
+        if head not in self.predictors:
+            return np.zeros(len(spans), np.float32)
+        return self.predictors[head].of_users(histories, spans).astype(np.float32)
+
+    def _with_own(
+        self, scores: torch.Tensor, histories: Histories, spans: Spans, head: Head
+    ) -> torch.Tensor:
+        if head not in self.predictors:
+            return scores
+        return scores.add_(torch.from_numpy(self.own_parts(histories, spans, head))[:, None])
 
     def _items(self, head: Head) -> _GatedItems:
         if head not in self._gated:
@@ -160,7 +197,7 @@ class FusedModel:
         """The dense channels' part of the items, (n_items × dim) float32 on their device.
 
         Its product with `user_vectors` is the share of `scores` that the dense channels and the
-        bias have. The last column is the bias; before it are the columns of `dense_channels`.
+        items' bias have. The last column is that bias; before it are those of `dense_channels`.
         """
         return self._items(head).dense
 
@@ -214,7 +251,8 @@ class FusedModel:
                 flat, decayed = histories.event_weights(span, channel.decay)
                 size = channel.form.size(histories.matrix(span, flat, decayed))
                 weights[number] = decayed.astype(np.float64) / float(size[0])
-        return FoldedHistory(events, histories.items[events], weights)
+        own = float(self.own_parts(histories, span, head)[0])
+        return FoldedHistory(events, histories.items[events], weights, own)
 
     def parts_of(self, history: FoldedHistory, item: int, head: Head) -> EventParts:
         """The score of an item taken apart, for a history that was folded for this head."""
@@ -224,13 +262,13 @@ class FusedModel:
         for number, channel in enumerate(self.channels):
             if gates[number, item] and len(history.events):
                 parts[number] = factors[number] * channel.form.of_events(history.items, item)
-        return EventParts(history.events, parts, float(biases[item]), factors)
+        bias = float(biases[item]) + history.own
+        return EventParts(history.events, parts, bias, factors)
 
     def _sided(self, head: Head) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Gates (n_channels × n_items) and biases (n_items)."""
         if head not in self._sides:
-            weights = self.heads[head]
-            self._sides[head] = weights.gates(self.side), weights.bias(self.side)
+            self._sides[head] = self.heads[head].gates(self.side), self.bias(head)
         return self._sides[head]
 
     @cached_property
@@ -258,7 +296,7 @@ class _GatedItems:
     def of(cls, model: FusedModel, head: Head) -> _GatedItems:
         weights = model.heads[head]
         channels, columns, others = [], [], []
-        bias = torch.from_numpy(weights.bias(model.side))[:, None]
+        bias = torch.from_numpy(model.bias(head))[:, None]
         for channel, gate in zip(model.channels, weights.gates(model.side), strict=True):
             form = channel.form
             if not gate.any():

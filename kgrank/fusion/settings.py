@@ -1,4 +1,4 @@
-"""The `[fit]` and `[learn]` sections: how channels and their fusion are fitted and learned."""
+"""The `[fit]` and `[tasks]` sections: how a model is fitted, and what it predicts."""
 
 from __future__ import annotations
 
@@ -26,3 +26,20 @@ class FitSettings(Section):
     protocol: Literal["auto", "later", "user"] = "auto"
     neighbors: int = Field(default=100, ge=1, le=1000)
     seed: int = Field(default=0, ge=0)
+
+
+class TaskSettings(Section):
+    """Which kinds of events are predicted, by a head of their own each.
+
+    Kinds that the events do not have count for nothing; a task without any, or with too few rows
+    on valid, has no head.
+
+    Attributes:
+        click: kinds that are a look at a product: its probability is predicted.
+        purchase: kinds that are a purchase: its probability is predicted.
+        rating: kinds whose `value` is a rating: the value is predicted.
+    """
+
+    click: tuple[str, ...] = ("click", "view")
+    purchase: tuple[str, ...] = ("purchase", "order", "buy")
+    rating: tuple[str, ...] = ("rating", "review")

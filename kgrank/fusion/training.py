@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from kgrank.fusion.fusing import LEARNED, Fused, fuse
 from kgrank.fusion.history import Decay, Histories
 from kgrank.fusion.learned import Learner, Start
 from kgrank.fusion.model import FusedModel, Head
+from kgrank.fusion.prediction import Lists
 from kgrank.fusion.queries import Queries, all_allowed, later_queries, new_only, user_queries
 from kgrank.fusion.selection import (
     Choice,
@@ -27,7 +28,8 @@ from kgrank.fusion.selection import (
     choose_ridge,
     sub_catalogue,
 )
-from kgrank.fusion.settings import FitSettings
+from kgrank.fusion.settings import FitSettings, TaskSettings
+from kgrank.fusion.tasks import TaskHead, TaskHeads, learn_tasks
 from kgrank.fusion.weights import FusionWeights
 from kgrank.loop import Trained
 from kgrank.processes import agreed
@@ -47,6 +49,7 @@ class Fit:
         fused: head → its fusion and every method's cross-fitted NDCG@10 on valid.
         ease_penalty: λ of plain EASE, chosen on valid, for the baseline that is printed beside.
         trained: how the learned channel's training went; None without one.
+        tasks: the heads that predict, and why others are not there.
     """
 
     model: FusedModel
@@ -54,6 +57,7 @@ class Fit:
     fused: dict[Head, Fused]
     ease_penalty: float
     trained: Trained | None = None
+    tasks: TaskHeads = field(default_factory=TaskHeads)
 
 
 def fit(
@@ -63,6 +67,7 @@ def fit(
     settings: FitSettings,
     progress: Progress,
     learner: Learner | None = None,
+    tasks: TaskSettings | None = None,
 ) -> Fit:
     """Choose everything on valid, then fit the channels again on train + valid if asked.
 
@@ -75,6 +80,7 @@ def fit(
         settings: the `[fit]` section.
         progress: told of each stage.
         learner: makes the learned channel; there is none if None.
+        tasks: the `[tasks]` section; no head predicts if None.
 
     Raises:
         ModelError: there are no train events, nothing on valid can be asked, or training diverges.
@@ -111,8 +117,17 @@ def fit(
         fused[head] = fuse(usable, side, of_head, settings.seed)
     progress("fusion", len(heads), len(heads))
     channels, weights = _used(channels, fused)
+    predicting = TaskHeads()
+    if tasks is not None:
+        progress("tasks", 0, 1)
+        lists: Lists = "all" if "all" in heads else "new"
+        predicting = learn_tasks(
+            channels, side, histories, splits, tasks, lists=lists, seed=settings.seed
+        )
+        progress("tasks", 1, 1)
+    seen = train.histories
     if settings.refit:
-        whole = Evidence(histories, features)
+        whole, seen = Evidence(histories, features), histories
         fitted = {
             channel.name: channel for channel in _channels(choices, whole, settings, progress)
         }
@@ -129,8 +144,11 @@ def fit(
             fitted[LEARNED] = Channel(LEARNED, decay if chosen.ages else chosen, vectors)
         channels = [fitted.get(channel.name, channel) for channel in channels]
         side = item_side(histories)
-    model = FusedModel(tuple(channels), side, weights)
-    return Fit(model, choices, fused, ease_penalty, trained)
+    found: Mapping[Head, TaskHead] = predicting.found
+    weights |= {task: head.weights for task, head in found.items()}
+    predictors = {task: head.predictor(seen, side) for task, head in found.items()}
+    model = FusedModel(tuple(channels), side, weights, predictors)
+    return Fit(model, choices, fused, ease_penalty, trained, predicting)
 
 
 def assist(

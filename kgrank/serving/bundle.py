@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +23,7 @@ from kgrank.fusion.channels import Channel, DenseFeatures, Form, ItemItem, Spars
 from kgrank.fusion.evidence import SPLITS, numbered
 from kgrank.fusion.history import Decay, Histories
 from kgrank.fusion.model import FusedModel, Head
+from kgrank.fusion.prediction import Predictor
 from kgrank.fusion.selection import Choice
 from kgrank.fusion.training import Fit
 from kgrank.fusion.weights import FusionWeights, ItemSide
@@ -32,10 +34,12 @@ from kgrank.kg.tables import Tables
 from kgrank.kg.vocabulary import Vocabulary
 from kgrank.loop import Trained
 from kgrank.serving.bundle_folder import open_bundle, write_bundle
+from kgrank.serving.rules import Rules
 
 if TYPE_CHECKING:
     from kgrank.serving.training import Prepared
 
+_RULES = "rules.json"
 _FORMS = {"item_item": ItemItem, "features": SparseFeatures, "vectors": DenseFeatures}
 
 
@@ -56,6 +60,7 @@ class Bundle:
         cuts: how the events were split.
         source: where the tables came from; None for tables made in memory.
         facts: what was found while fitting: counts, choices, cross-fitted metrics on valid.
+        rules: the shop's rules, which lists keep to unless a recommender is given others.
     """
 
     config: Config
@@ -69,9 +74,12 @@ class Bundle:
     cuts: SplitCuts
     source: Path | None
     facts: dict[str, Any]
+    rules: Rules = field(default_factory=Rules.none)
 
     @classmethod
-    def of(cls, tables: Tables, config: Config, prepared: Prepared, fitted: Fit) -> Bundle:
+    def of(
+        cls, tables: Tables, config: Config, prepared: Prepared, fitted: Fit, rules: Rules
+    ) -> Bundle:
         """The bundle of a finished fit."""
         split = prepared.cuts.apply(tables.events)
         events = split[split["split"] != "test"].reset_index(drop=True)
@@ -92,6 +100,8 @@ class Bundle:
                 head: {"method": fused.method, "valid_ndcg@10": fused.ndcg}
                 for head, fused in fitted.fused.items()
             },
+            "tasks": {task: head.facts for task, head in fitted.tasks.found.items()},
+            "tasks_left_out": dict(fitted.tasks.left_out),
         }
         return cls(
             config=config,
@@ -105,6 +115,7 @@ class Bundle:
             cuts=prepared.cuts,
             source=tables.source.resolve() if tables.source else None,
             facts=facts,
+            rules=rules,
         )
 
     @cached_property
@@ -145,6 +156,9 @@ class Bundle:
                 head: {"trend": weights.trend, "cold_bias": weights.cold_bias}
                 for head, weights in self.model.heads.items()
             },
+            "predictors": {
+                head: predictor.as_json() for head, predictor in self.model.predictors.items()
+            },
             "facts": self.facts,
         }
         return write_bundle(Path(models), self._write, manifest)
@@ -159,6 +173,8 @@ class Bundle:
         for head, fusion in self.model.heads.items():
             for part in ("weight", "slope", "cold"):
                 weights[f"head.{head}.{part}"] = getattr(fusion, part)
+        for head, predictor in self.model.predictors.items():
+            weights[f"head.{head}.base"] = predictor.base
         arrays: dict[str, dict[str, np.ndarray]] = {"weights": weights, **{f: {} for f in _FORMS}}
         for channel in self.model.channels:
             name, form = channel.name, channel.form
@@ -186,6 +202,9 @@ class Bundle:
         self.events.to_parquet(folder / "events.parquet", index=False)
         ids = pd.DataFrame({"user_id": self.users.ids()})
         ids.to_parquet(folder / "user_ids.parquet", index=False)
+        if len(self.rules):
+            text = json.dumps(self.rules.content, ensure_ascii=False, indent=1)
+            (folder / _RULES).write_text(text, "utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Bundle:
@@ -245,15 +264,21 @@ class Bundle:
             )
             for entry in manifest["channels"]
         )
-        if set(heads) != {"new", "all"}:
+        predictors = {
+            cast(Head, head): Predictor.from_json(values, weights[f"head.{head}.base"])
+            for head, values in manifest.get("predictors", {}).items()  # none in older bundles
+        }
+        if set(heads) != {"new", "all", *predictors}:
             raise ValueError(f"the heads are {sorted(heads)}")
+        if any(predictor.base.shape != side.cold.shape for predictor in predictors.values()):
+            raise ValueError("not one base for each item")
         if any(len(head.vector()) != 3 * len(channels) + 2 for head in heads.values()):
             raise ValueError("not one fusion weight for each channel")
         items = pd.read_parquet(folder / "items.parquet")
         users = pd.read_parquet(folder / "user_ids.parquet")
         return cls(
             config=Config.from_dict(manifest["config"], "manifest.json"),
-            model=FusedModel(channels, side, heads),
+            model=FusedModel(channels, side, heads, predictors),
             users=Vocabulary.from_ids(users["user_id"]),
             items=Vocabulary.from_ids(items["item_id"]),
             events=pd.read_parquet(folder / "events.parquet"),
@@ -263,7 +288,12 @@ class Bundle:
             cuts=_cuts_from_json(manifest["cuts"]),
             source=Path(manifest["source"]) if manifest["source"] else None,
             facts=manifest["facts"],
+            rules=_rules(folder / _RULES) if _RULES in manifest["files"] else Rules.none(),
         )
+
+
+def _rules(path: Path) -> Rules:
+    return Rules.from_dict(json.loads(path.read_text("utf-8")), path.name)
 
 
 def _entities(channel: str) -> str:

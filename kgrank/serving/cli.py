@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,6 +27,7 @@ from kgrank.serving.options import (
     Resume,
     Sets,
     SourcePath,
+    TaskOption,
     Track,
     faults_told,
 )
@@ -35,15 +36,14 @@ from kgrank.serving.printing import (
     print_bundle,
     print_evaluation,
     print_explanation,
+    print_item_profile,
     print_json,
     print_profile,
     print_table,
     progress_on_stderr,
 )
+from kgrank.serving.rules_cli import At, RulesFile, loaded, tell_why_not, validated
 from kgrank.serving.text_cli import app as text_app
-
-if TYPE_CHECKING:
-    from kgrank.serving.recommender import Recommender
 
 app = typer.Typer(
     name="kgrank",
@@ -109,9 +109,16 @@ def demo(
 
 
 @app.command()
-def validate(source: SourcePath, as_json: Json = False) -> None:
-    """Report every fault of the tables: where it is, what was found, what is allowed."""
+def validate(
+    source: SourcePath,
+    rules: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Rules to judge in place of the shop's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Report every fault of tables and rules: where it is, what was found, what is allowed."""
     faults: tuple[Fault, ...] = ()
+    tables = None
     rows: dict[str, int] = {}
     with faults_told(as_json):
         from kgrank.config import read_config, read_source
@@ -123,14 +130,18 @@ def validate(source: SourcePath, as_json: Json = False) -> None:
             faults = error.faults
         else:
             rows = {name: len(getattr(tables, name)) for name in _TABLES}
+        judged = validated(source, rules, tables, config)
+    wrong = [*map(str, faults), *(judged["faults"] if judged else ())]
     if as_json:
-        print_json({"faults": [asdict(fault) for fault in faults], "tables": rows})
-    elif faults:
-        for fault in faults:
-            typer.echo(str(fault))
+        told = {"faults": [asdict(fault) for fault in faults], "tables": rows}
+        print_json(told if judged is None else {**told, "rules": judged})
     else:
-        print_table(("table", "rows"), rows.items(), "Sound")
-    if faults:
+        for line in (*wrong, *(f"Warning: {said}" for said in (judged or {}).get("warnings", ()))):
+            typer.echo(line)
+        if not wrong:
+            counts = rows if judged is None else {**rows, "rules": judged["rules"]}
+            print_table(("table", "rows"), counts.items(), "Sound")
+    if wrong:
         raise typer.Exit(1)
 
 
@@ -239,6 +250,7 @@ def evaluate(
         bool, typer.Option("--explanations", help="Measure the reasons instead of the lists.")
     ] = False,
     sample: Annotated[int, typer.Option(min=1, help="Users whose reasons are measured.")] = 200,
+    task: TaskOption = "rank",
     as_json: Json = False,
 ) -> None:
     """Measure the lists on rows that the bundle has not seen, beside popularity and EASE."""
@@ -258,6 +270,7 @@ def evaluate(
             repeats=repeats,
             relevant=relevant,
             graph=graph,
+            task=task,
             progress=progress,
         )
     if as_json:
@@ -280,6 +293,7 @@ def rank(
         ),
     ] = None,
     repeats: RepeatsOption = "exclude",
+    task: TaskOption = "rank",
     unknown: Annotated[
         Literal["error", "skip"], typer.Option(help="What a user unknown to the bundle does.")
     ] = "error",
@@ -290,6 +304,8 @@ def rank(
     paths: Annotated[int, typer.Option(min=0, help="At most so many paths a row.")] = 3,
     language: Language = "en",
     anonymous: Anonymous = False,
+    rules: RulesFile = None,
+    at: At = None,
     as_json: Json = False,
 ) -> None:
     """Write the lists of many users as Parquet parts and a manifest."""
@@ -298,11 +314,12 @@ def rank(
 
         user_ids = None if users is None else read_user_ids(users)
         manifest = rank_users(
-            _recommender(bundle),
+            loaded(bundle, rules, at),
             out,
             n=n,
             user_ids=user_ids,
             repeats=repeats,
+            task=task,
             unknown=unknown,
             resume=resume,
             reasons=Reasons(paths, language, anonymous) if explain else None,
@@ -339,7 +356,7 @@ def vectors(
         from kgrank.serving.ranking import read_user_ids
         from kgrank.serving.recommender import head_of
 
-        recommender = _recommender(bundle)
+        recommender = loaded(bundle)
         named = None if users is None else read_user_ids(users)
         store = recommender.write_vectors(out, "all" if all_users else named, repeats)
         inside = recommender.model.dense_channels(head_of(repeats))
@@ -360,24 +377,37 @@ def vectors(
 def explain(
     bundle: BundlePath,
     user: User,
-    item: Item,
+    item: Annotated[str | None, typer.Option(help="An item id, to the letter.")] = None,
+    why_not: Annotated[
+        str | None, typer.Option(metavar="ITEM", help="Tell why this item is not on the list.")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Length of that list.")] = 10,
     paths: Annotated[int, typer.Option(min=0, help="At most so many paths.")] = 3,
     format: Annotated[
         Literal["text", "json", "html", "svg"], typer.Option(help="What to print.")
     ] = "text",
     language: Language = "en",
     anonymous: Anonymous = False,
+    task: TaskOption = "rank",
+    rules: RulesFile = None,
+    at: At = None,
     as_json: Json = False,
 ) -> None:
-    """Take one score apart: by channel, by event of the history, along the graph's paths."""
-    if as_json and format in ("html", "svg"):
-        message = f"--json prints JSON, --format {format} does not; choose one of them."
-        raise typer.BadParameter(message, param_hint="--format")
+    """Take one score apart, by channel, event and path; or tell what keeps a product off a list."""
     as_json = as_json or format == "json"
+    if format in ("html", "svg") and (as_json or why_not is not None):
+        other = "--json prints JSON" if as_json else "--why-not prints text or JSON"
+        message = f"{other}, --format {format} does not; choose one of them."
+        raise typer.BadParameter(message, param_hint="--format")
+    if item is None and why_not is not None:
+        tell_why_not(bundle, user, why_not, n, language, rules, at, as_json)
+        return
+    if item is None or why_not is not None:
+        raise typer.BadParameter("name either --item or --why-not.", param_hint="--item")
     with faults_told(as_json):
-        recommender = _recommender(bundle)
+        recommender = loaded(bundle, rules, at)
         why = recommender.explain(
-            user, item, max_paths=paths, language=language, anonymous=anonymous
+            user, item, max_paths=paths, language=language, anonymous=anonymous, task=task
         )
         names = recommender.bundle.names
     if as_json:
@@ -401,7 +431,7 @@ def similar(
 ) -> None:
     """List the products that a history of one product alone speaks for."""
     with faults_told(as_json):
-        recommender = _recommender(bundle)
+        recommender = loaded(bundle)
         table = recommender.similar_items([item], n)
         names = recommender.bundle.names
     columns = ("rank", "item_id", "title", "score")
@@ -417,22 +447,27 @@ def similar(
 
 
 @app.command()
-def profile(bundle: BundlePath, user: User, as_json: Json = False) -> None:
-    """Show what the engine knows of a user."""
+def profile(
+    bundle: BundlePath,
+    user: Annotated[str | None, typer.Option(help="A user id, to the letter.")] = None,
+    item: Annotated[str | None, typer.Option(help="An item id, to the letter.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the engine knows of a user, or of a product."""
+    if (user is None) == (item is None):
+        raise typer.BadParameter("name either --user or --item.", param_hint="--user")
     with faults_told(as_json):
-        recommender = _recommender(bundle)
-        known = recommender.profile(user)
+        recommender = loaded(bundle)
+        names = recommender.bundle.names
+        known = recommender.profile(user) if user is not None else None
+        of_item = recommender.profile_item(item) if item is not None else None
     if as_json:
-        print_json(asdict(known))
-    else:
-        print_profile(known, recommender.bundle.names)
+        print_json(asdict(known) if known else asdict(of_item) if of_item else {})
+    elif known:
+        print_profile(known, names)
+    elif of_item:
+        print_item_profile(of_item, names)
 
 
 app.add_typer(text_app)
 app.add_typer(graph_app, name="graph")
-
-
-def _recommender(bundle: Path) -> Recommender:
-    from kgrank.serving.recommender import Recommender
-
-    return Recommender.load(bundle)

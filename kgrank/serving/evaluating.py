@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from kgrank.config import read_source
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.fusion.evidence import SPLITS, Evidence, numbered
-from kgrank.fusion.history import Decay, Histories, Spans
+from kgrank.fusion.history import REFUSED, Decay, Histories, Spans
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.metrics import ListMetrics, list_metrics, paired_bootstrap
 from kgrank.fusion.model import FusedModel, Head, exclude, only, top_n
@@ -31,6 +31,8 @@ from kgrank.fusion.queries import (
 from kgrank.kg.tables import Tables, read_tables
 from kgrank.progress import Progress, silent
 from kgrank.serving.bundle import Bundle
+from kgrank.serving.predicting import judge_predictions
+from kgrank.serving.recommender import head_of, task_head
 from kgrank.serving.training import train
 
 K = (10, 20)
@@ -73,6 +75,7 @@ def evaluate_bundle(
     repeats: str = "exclude",
     relevant: str = "all",
     graph: str = "true",
+    task: str = "rank",
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -92,6 +95,9 @@ def evaluate_bundle(
         graph: "true" evaluates the bundle; "shuffled" and "none" fit again with tails and
             attribute values permuted, or without triples and attributes; "all" does all three and
             tells by a paired bootstrap over users what the true one adds.
+        task: whose head lists. Another than "rank" makes only the events of its kinds relevant,
+            has the lists of "rank" beside, and tells how good the predictions are; it goes with
+            protocol "user", all histories and the true graph.
         cache: folder of text vectors for the fits.
         progress: told of each stage.
 
@@ -99,29 +105,37 @@ def evaluate_bundle(
         the JSON object of `kgrank evaluate --json`.
 
     Raises:
-        ConfigError: an option is none of the allowed ones.
+        ConfigError: an option is none of the allowed ones, or does not go with the task.
+        ModelError: the bundle has no head for the task.
         DataError: the tables are at fault, are not those of the bundle, or the split is empty.
     """
     given = {"split": split, "protocol": protocol, "history": history, "repeats": repeats}
     _check_options({**given, "relevant": relevant, "graph": graph})
+    if task != "rank":
+        _check_plain({"protocol": protocol, "history": history, "graph": graph}, task)
+    head = task_head(bundle, task, repeats)
     tables = _tables(bundle, source)
     variants = ("true", "shuffled", "none") if graph == "all" else (graph,)
     results, per_query = {}, {}
     for variant in variants:
         fitted = bundle if variant == "true" else _refit(bundle, tables, variant, cache, progress)
-        asked = _ask(fitted, tables, split, protocol, history, repeats, relevant)
-        head: Head = "new" if repeats == "exclude" else "all"
+        full, splits = _numbered(fitted, tables, split)
+        kinds = bundle.model.predictors[head].kinds if task != "rank" else full.kind_names
+        asked = _ask(fitted, full, splits, split, protocol, history, repeats, relevant, kinds)
         lists = _Lists(asked, repeats, progress)
         scores, result = lists.judge(_model_scores(fitted.model, head), "kgrank")
         result["baselines"] = {
             name: lists.judge(scorer, name)[1]["metrics"]
-            for name, scorer in _baselines(fitted, repeats).items()
+            for name, scorer in _baselines(fitted, repeats, task).items()
         }
         results[variant], per_query[variant] = result, scores.ndcg[10]
     users = len(np.unique(asked.queries.users))
     shown = {"protocol": protocol, "split": split, "users": users, "queries": len(asked.queries)}
     out = {**shown, "history": history, "repeats": repeats, "relevant": relevant}
     out |= results[variants[0]]
+    if task != "rank":
+        out["task"] = task
+        out["prediction"] = judge_predictions(bundle, head, full, splits, split, progress)
     if graph != "true":
         out["graph"] = {name: result["metrics"] for name, result in results.items()}
     if graph == "all":
@@ -137,6 +151,14 @@ def _check_options(given: Mapping[str, str]) -> None:
         if value not in OPTIONS[name]:
             allowed = ", ".join(OPTIONS[name])
             raise ConfigError(f"{name}: found {value!r}; allowed: {allowed}. Pass one of them.")
+
+
+def _check_plain(given: Mapping[str, str], task: str) -> None:
+    allowed = {"protocol": "user", "history": "all", "graph": "true"}
+    for name, value in given.items():
+        if value != allowed[name]:
+            found = f"{name}: found {value!r} with task {task!r}"
+            raise ConfigError(f"{found}; allowed: {allowed[name]!r}. Leave {name} out.")
 
 
 def _tables(bundle: Bundle, source: Path | None) -> Tables:
@@ -166,16 +188,11 @@ def _refit(
     return train(replace(changed, events=split), config, cache=cache, progress=progress)
 
 
-def _ask(
-    bundle: Bundle,
-    tables: Tables,
-    split: str,
-    protocol: str,
-    history: str,
-    repeats: str,
-    relevant: str,
-) -> Asked:
-    """The queries of the split."""
+def _numbered(bundle: Bundle, tables: Tables, split: str) -> tuple[Histories, npt.NDArray[np.int8]]:
+    """All events, those of the split included, and the split of each.
+
+    Users and items that the bundle does not know have the numbers after those it knows.
+    """
     events = bundle.cuts.apply(tables.events)
     unknown = ~events["item_id"].isin(bundle.item_table["item_id"])
     if tables.items_from_events:  # what only test rows name is no fault: the bundle cannot list it
@@ -193,8 +210,23 @@ def _ask(
     new = events.loc[~events["user_id"].isin(bundle.users.ids()), "user_id"].unique()
     users = bundle.users.extended(new)
     items = bundle.items.extended(events["item_id"])
-    full, splits = numbered(events, users, items)
-    asked = splits == SPLITS.index(split)
+    return numbered(events, users, items)
+
+
+def _ask(
+    bundle: Bundle,
+    full: Histories,
+    splits: npt.NDArray[np.int8],
+    split: str,
+    protocol: str,
+    history: str,
+    repeats: str,
+    relevant: str,
+    kinds: Sequence[str],
+) -> Asked:
+    """The queries of the split, asked for events of the kinds."""
+    asked = (splits == SPLITS.index(split)) & full.of_kinds(kinds)
+    asked &= ~np.isin(full.kind_names, REFUSED)[full.kinds]
     if not asked.any():
         mend = "Give rows of the split, or widen [split]."
         raise DataError([Fault("events", None, "split", f"no {split} users", "some", mend)])
@@ -214,7 +246,7 @@ def _ask(
         queries = replace(queries, histories=full.where(in_train), spans=spans)
     if repeats != "exclude":
         queries = all_allowed(queries)
-    if len(items) > len(bundle.items):
+    if full.n_items > len(bundle.items):
         queries = _known_histories(queries, len(bundle.items))
     train_items = np.bincount(full.items[in_train], minlength=full.n_items)
     train_events = np.bincount(full.users()[in_train], minlength=full.n_users)
@@ -308,8 +340,11 @@ def _model_scores(model: FusedModel, head: Head) -> Scorer:
     return lambda histories, spans: model.scores(histories, spans, head)
 
 
-def _baselines(bundle: Bundle, repeats: str) -> dict[str, Scorer]:
-    """Popularity and EASE on what the bundle's channels were fitted on; own history for repeats."""
+def _baselines(bundle: Bundle, repeats: str, task: str) -> dict[str, Scorer]:
+    """Popularity and EASE on what the bundle's channels were fitted on; own history for repeats.
+
+    Beside a task that predicts, the lists of "rank" too.
+    """
     histories, splits = numbered(bundle.events, bundle.users, bundle.items)
     seen = histories if bundle.config.fit.refit else histories.where(splits == 0)
     users = torch.from_numpy(np.asarray(seen.binary().sum(axis=0), np.float32).ravel())
@@ -322,7 +357,9 @@ def _baselines(bundle: Bundle, repeats: str) -> dict[str, Scorer]:
         met.data[:] = 1.0
         return torch.from_numpy((met @ weights).toarray())
 
+    rank = {} if task == "rank" else {"rank": _model_scores(bundle.model, head_of(repeats))}
     scorers: dict[str, Scorer] = {
+        **rank,
         "popularity": lambda of, spans: users.repeat(len(spans), 1),
         "ease": ease,
     }

@@ -10,7 +10,6 @@ from itertools import count
 import numpy as np
 
 from kgrank.errors import ModelError
-from kgrank.fusion.channels import SparseFeatures
 from kgrank.fusion.history import Histories, Spans
 from kgrank.fusion.model import EventParts, FoldedHistory, FusedModel, Head
 from kgrank.serving.bundle import Bundle
@@ -19,36 +18,6 @@ from kgrank.serving.paths import FoundPaths, PathFinder
 from kgrank.serving.wording import describe
 
 CHECKED = 250  # explanations of which one is held against the score of a list
-
-
-@dataclass(frozen=True)
-class EntityInterest:
-    """An entity of a user's products; `share` sums to 1 over all entities."""
-
-    id: str
-    type: str
-    name: str
-    share: float
-    item_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What the engine knows of a user.
-
-    Attributes:
-        events: kind of event → how many.
-        first, last: seconds UTC of the oldest and newest event; None where events have no time.
-        items: the newest distinct items, newest first.
-        entities: what the items have in common, strongest first.
-    """
-
-    user_id: str
-    events: dict[str, int]
-    first: float | None
-    last: float | None
-    items: tuple[str, ...]
-    entities: tuple[EntityInterest, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +59,16 @@ class Explainer:
                 found, self.paths.choose(found, max_paths), user_id, item, anonymous=anonymous
             )
             why = self._explanation(user_id, item_id, parts, found, paths, met_ids)
+            predictor = self.model.predictors.get(of)
+            if predictor is not None:
+                why = replace(why, task=of, prediction=float(predictor.link(parts.score)))
             why.check()
             if next(self._count) % CHECKED == 0:
                 self._check_score(why, span, item, of)
             yield replace(
                 why,
                 text=describe(
-                    bias=why.bias,
+                    bias=why.bias if predictor is None else self._above_mean(item, of),
                     contributions=why.contributions,
                     events=why.events,
                     paths=why.paths,
@@ -141,6 +113,11 @@ class Explainer:
             remainder={name: Remainder(of, whole - of) for name, whole, of in sums},
         )
 
+    def _above_mean(self, item: int, head: Head) -> float:
+        """What the item gets from everybody beyond the mean item."""
+        bias = self.model.bias(head)
+        return float(bias[item] - bias.mean())
+
     def _check_score(self, why: Explanation, span: Spans, item: int, head: Head) -> None:
         """Raise unless the score is the one that lists are made of, to TOLERANCE."""
         score = float(self.model.scores(self.bundle.histories, span, head)[0, item])
@@ -162,41 +139,3 @@ def _event_shares(
         EventShare(item_ids[event], histories.kind_names[kinds[event]], shares[event])
         for event in order
     )
-
-
-def profile(bundle: Bundle, user_id: str, *, n_items: int = 10, n_entities: int = 10) -> Profile:
-    """See `Recommender.profile`."""
-    histories = bundle.histories
-    span = histories.of_users(bundle.users.numbers([user_id]))
-    events = np.arange(span.first[0], span.last[0])
-    items = histories.items[events]
-    kinds = np.bincount(histories.kinds[events], minlength=len(histories.kind_names))
-    times = histories.times[events]
-    timed = len(times) > 0 and bool(np.isfinite(times).all())
-    newest = list(dict.fromkeys(items[::-1].tolist()))[:n_items]
-    return Profile(
-        user_id=user_id,
-        events={k: int(n) for k, n in zip(histories.kind_names, kinds, strict=True) if n},
-        first=float(times.min()) if timed else None,
-        last=float(times.max()) if timed else None,
-        items=tuple(str(i) for i in bundle.items.ids(np.array(newest, np.int64))),
-        entities=_interests(bundle, items, n_entities),
-    )
-
-
-def _interests(bundle: Bundle, items: np.ndarray, n: int) -> tuple[EntityInterest, ...]:
-    graph_channel = [c.form for c in bundle.model.channels if c.name == "graph"]
-    if not graph_channel or not isinstance(graph_channel[0], SparseFeatures) or not len(items):
-        return ()
-    rows = graph_channel[0].values[items].tocoo()
-    weights = np.bincount(rows.col, rows.data, minlength=rows.shape[1])
-    total = weights.sum() or 1.0
-    interests = []
-    for column in np.argsort(-weights, kind="stable")[:n]:
-        if weights[column] > 0.0:
-            node = bundle.graph.node(int(bundle.item_entities.columns[column]))
-            of = np.unique(items[rows.row[rows.col == column]])
-            ids = tuple(str(i) for i in bundle.items.ids(of))
-            share = float(weights[column] / total)
-            interests.append(EntityInterest(node.id, node.type, node.name, share, ids))
-    return tuple(interests)

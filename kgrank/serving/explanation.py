@@ -103,15 +103,38 @@ class EventShare:
 
 
 @dataclass(frozen=True)
+class RuleEffect:
+    """What a rule of the shop does to a product in a user's lists.
+
+    Attributes:
+        rule: its name.
+        action: "exclude", "only", "boost", "pin", "cap" or "diversify".
+        contribution: what it adds to the score; 0 if it is no boost.
+        place: the product's place in the list; None where it is not listed.
+        place_without: its place if this one rule were not; None where it were not listed then.
+        text: the same in words.
+    """
+
+    rule: str
+    action: str
+    contribution: float
+    place: int | None
+    place_without: int | None
+    text: str
+
+
+@dataclass(frozen=True)
 class Explanation:
     """One score taken apart: bias + sum(contributions.values()) = score.
 
     Attributes:
-        contributions: what each channel brought.
+        contributions: what each channel brought; under "rules", what boosts added.
         events: what each event of the history brought, largest first.
         paths: the few strongest and different paths; empty when no path carried anything.
-        rules: names of the business rules that touched the product.
+        rules: what the shop's rules did to the product in a list of ten.
         text: the reason in words.
+        task: whose score it is: "rank", "click", "purchase" or "rating".
+        prediction: what the head makes of the score: a probability or a rating; None for "rank".
         remainder: channel → what of its contribution its paths carried, and what has none.
     """
 
@@ -122,8 +145,10 @@ class Explanation:
     contributions: dict[str, float]
     events: tuple[EventShare, ...]
     paths: tuple[Path, ...]
-    rules: tuple[str, ...]
+    rules: tuple[RuleEffect, ...]
     text: str
+    task: str = "rank"
+    prediction: float | None = None
     remainder: dict[str, Remainder] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -133,9 +158,10 @@ class Explanation:
             ModelError: a sum is off. That is a fault in kgrank.
         """
         total = sum(self.contributions.values())
+        of_events = total - self.contributions.get("rules", 0.0)
         splits = {
             "channels": (self.bias + total, self.score),
-            "events": (sum(event.contribution for event in self.events), total),
+            "events": (sum(event.contribution for event in self.events), of_events),
         }
         for channel, rest in self.remainder.items():
             whole = self.contributions[channel]

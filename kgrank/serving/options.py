@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,6 +24,10 @@ SourcePath = Annotated[
 BundlePath = Annotated[
     Path,
     typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a models folder (its current)."),
+]
+TaskOption = Annotated[
+    Literal["rank", "click", "purchase", "rating"],
+    typer.Option("--task", help="Whose head: rank, or one that predicts; see [tasks]."),
 ]
 Folder = typer.Option(file_okay=False, help="The folder to write into.")
 Sets = Annotated[

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from kgrank.errors import DataError, KgrankError
 
 if TYPE_CHECKING:
-    from kgrank.serving.explaining import Profile
     from kgrank.serving.explanation import Explanation
+    from kgrank.serving.profiling import ItemProfile, Profile
+    from kgrank.serving.why_not import WhyNot
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on."""
@@ -127,7 +128,32 @@ def print_bundle(facts: Mapping[str, Any], folder: str) -> None:
         found, method = fused["valid_ndcg@10"], fused["method"]
         rows.append((f"fused, {head} ({method})", found[method]))
     print_table(("channel", "NDCG@10 on valid"), rows)
+    print_tasks(facts)
     print(f"Bundle: {folder}")
+
+
+def print_tasks(facts: Mapping[str, Any]) -> None:
+    """Print how well each head predicts users of valid that it was not fitted on."""
+    rows = [
+        (task, name, value)
+        for task, found in facts["tasks"].items()
+        for name, value in _flat(found).items()
+    ]
+    if rows:
+        print_table(("task", "on valid", "value"), rows)
+    for task, reason in facts["tasks_left_out"].items():
+        print(f"No head for {task}: {reason}.")
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested figures in one table, under their path; lists as text."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{before}{name} ")
+        else:
+            flat[before + name] = ", ".join(value) if isinstance(value, (list, tuple)) else value
+    return flat
 
 
 def print_evaluation(result: Mapping[str, Any]) -> None:
@@ -143,6 +169,8 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         for metric, value in metrics.items()
     ]
     print_table(("slice", "metric", "value"), slices)
+    if predicted := result.get("prediction"):
+        print_table(("prediction", "value"), _flat(predicted).items(), result["task"])
     if graphs := result.get("graph"):
         rows = [(metric, *(of[metric] for of in graphs.values())) for metric in result["metrics"]]
         print_table(("metric", *graphs), rows, "With the graph")
@@ -167,8 +195,11 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str]) -> Non
         else (name, part, None, None)
         for name, part in (("bias", explanation.bias), *explanation.contributions.items())
     ]
-    columns = ("channel", "contribution", "over paths", "without a path")
-    print_table(columns, [*parts, ("score", explanation.score, None, None)])
+    rows = [*parts, ("score", explanation.score, None, None)]
+    if explanation.prediction is not None:
+        predicted = "rating" if explanation.task == "rating" else "probability"
+        rows.append((f"{predicted} ({explanation.task})", explanation.prediction, None, None))
+    print_table(("channel", "contribution", "over paths", "without a path"), rows)
     events = [
         (event.item_id, names.get(event.item_id, ""), event.event, event.contribution)
         for event in explanation.events[:10]
@@ -176,6 +207,15 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str]) -> Non
     print_table(("item_id", "title", "event", "contribution"), events)
     for text in path_texts(explanation) or ("No path in the graph carried this score.",):
         print(_shown(text))
+
+
+def print_why_not(why: WhyNot, names: Mapping[str, str]) -> None:
+    """Print why a product is not on a list as text."""
+    print(_shown(why.text))
+    if why.lowest is not None and why.place is None:
+        rows = [*why.gap.items(), ("score", sum(why.gap.values()))]
+        title = f"What {why.lowest.item_id} {names.get(why.lowest.item_id, '')} has more"
+        print_table(("channel", "more"), rows, _shown(title))
 
 
 def explanation_page(explanation: Explanation, names: Mapping[str, str], language: str) -> str:
@@ -213,8 +253,31 @@ def print_profile(profile: Profile, names: Mapping[str, str]) -> None:
     print_table(("event", "count"), profile.events.items())
     items = [(item, names.get(item, "")) for item in profile.items]
     print_table(("item_id", "title"), items, "Newest products")
+    if profile.price is not None:
+        price = profile.price
+        row = (price.low, price.median, price.high, price.events)
+        print_table(("10 %", "median", "90 %", "events"), [row], "Prices")
     entities = [
-        (entity.type, entity.name, entity.share, len(entity.item_ids))
+        (
+            entity.relation,
+            entity.name,
+            entity.share,
+            ", ".join(f"{n} {kind}" for kind, n in entity.events.items()),
+            "" if entity.last is None else f"{datetime.fromtimestamp(entity.last, UTC):%Y-%m-%d}",
+            " ".join(entity.item_ids[:5]) + (" …" if len(entity.item_ids) > 5 else ""),
+        )
         for entity in profile.entities
     ]
-    print_table(("type", "name", "share", "products"), entities, "In common")
+    columns = ("relation", "name", "share", "events", "last", "products")
+    print_table(columns, entities, "In common")
+
+
+def print_item_profile(profile: ItemProfile, names: Mapping[str, str]) -> None:
+    """Print a product's profile as text."""
+    print(_shown(f"Product {profile.item_id} {profile.title}"))
+    print_table(("event", "count"), [*profile.events.items(), ("users", profile.users)])
+    print_table(("relation", "name"), [(fact.relation, fact.name) for fact in profile.facts])
+    similar = [(item, names.get(item, ""), score) for item, score in profile.similar]
+    print_table(("item_id", "title", "score"), similar, "Like it")
+    drawn = [(d.attribute, d.value, d.users, d.share, d.share_of_all) for d in profile.drawn]
+    print_table(("attribute", "value", "users", "share", "of all"), drawn, "Whom it draws")

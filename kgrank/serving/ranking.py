@@ -1,8 +1,9 @@
 """The batch job: lists for many users as Parquet parts, resumable, each row exactly once.
 
     out/
-      part-00000.parquet    user_id, item_id (string), score (float32), rank (int32, from 1); if
-                            asked for, why: text, paths (string: what `explain --json` has of them)
+      part-00000.parquet    user_id, item_id (string), score (float32), rank (int32, from 1); a task
+                            but "rank" adds probability or rating (float64) after the score;
+                            reasons add text, paths (string: what `explain --json` has of them)
       …
       manifest.json         the job, and the users, rows and sha256 of every finished part
 
@@ -34,10 +35,11 @@ import torch
 
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.files import sync
-from kgrank.fusion.model import Repeats
+from kgrank.fusion.model import Repeats, Task
 from kgrank.kg.reading import read_file
 from kgrank.progress import Progress, silent
-from kgrank.serving.recommender import Recommender, head_of
+from kgrank.serving.effects import with_rules
+from kgrank.serving.recommender import Recommender, task_head
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -45,10 +47,7 @@ if TYPE_CHECKING:
 SCHEMA = pa.schema(
     {"user_id": pa.string(), "item_id": pa.string(), "score": pa.float32(), "rank": pa.int32()}
 )
-"""The columns of every part."""
-
-EXPLAINED = pa.schema([*SCHEMA, pa.field("text", pa.string()), pa.field("paths", pa.string())])
-"""The columns of every part with reasons."""
+"""The columns of every part; a task but "rank" has one more, see `schema_of`."""
 
 _MANIFEST, _TEMPORARY = "manifest.json", ".tmp"
 _TABLES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
@@ -112,43 +111,57 @@ def _file_fault(path: Path, found: str, allowed: str) -> DataError:
     return DataError([Fault(path.name, None, None, found, allowed, "Correct the file.")])
 
 
+def schema_of(task: Task, with_reasons: bool = False) -> pa.Schema:
+    """The columns of the parts of a task, with reasons or without."""
+    schema = SCHEMA
+    if task != "rank":
+        name = "rating" if task == "rating" else "probability"
+        schema = schema.insert(3, pa.field(name, pa.float64()))
+    if with_reasons:
+        for name in ("text", "paths"):
+            schema = schema.append(pa.field(name, pa.string()))
+    return schema
+
+
 def rank_partition(
     recommender: Recommender,
     user_ids: Sequence[str],
     n: int,
     repeats: Repeats,
+    task: Task = "rank",
     reasons: Reasons | None = None,
 ) -> pd.DataFrame:
     """The lists of some users: `user_id`, `item_id`, `score` (float32), `rank` (int32, from 1).
 
-    With reasons also `text`, and `paths` as JSON. It reads nothing but the bundle, so partitions
-    may be ranked in any order, anywhere.
+    A task but "rank" adds `probability` or `rating` (float64), reasons add `text`, and `paths` as
+    JSON. It reads nothing but the bundle, so partitions may be ranked in any order, anywhere.
 
     Raises:
         UnknownIdError: a user that the bundle does not know.
     """
-    lists = recommender.recommend(user_ids, n=n, repeats=repeats)
+    lists = recommender.recommend(user_ids, n=n, repeats=repeats, task=task)
     lists = lists.astype({"score": np.float32, "rank": np.int32})
-    return lists if reasons is None else _explained(recommender, lists, repeats, reasons)
+    return lists if reasons is None else _explained(recommender, lists, repeats, task, reasons)
 
 
 def _explained(
-    recommender: Recommender, lists: pd.DataFrame, repeats: Repeats, reasons: Reasons
+    recommender: Recommender, lists: pd.DataFrame, repeats: Repeats, task: Task, reasons: Reasons
 ) -> pd.DataFrame:
     texts: list[str] = []
     paths: list[str] = []
-    for user_id, rows in groupby(
-        zip(lists["user_id"].tolist(), lists["item_id"].tolist(), strict=True), itemgetter(0)
-    ):
+    head = task_head(recommender.bundle, task, repeats)
+    pairs = zip(lists["user_id"].tolist(), lists["item_id"].tolist(), strict=True)
+    for user_id, rows in groupby(pairs, itemgetter(0)):
         for why in recommender.explainer.explain(
             user_id,
             [item_id for _, item_id in rows],
             max_paths=reasons.paths,
-            head=head_of(repeats),
+            head=head,
             language=reasons.language,
             anonymous=reasons.anonymous,
         ):
-            texts.append(why.text)
+            ruled = with_rules(why, recommender.ruling, repeats, head, reasons.language)
+            texts.append(ruled.text)
             paths.append(json.dumps([path.as_dict() for path in why.paths], ensure_ascii=False))
     columns = {"text": texts, "paths": paths}
     return lists.assign(**{name: pd.Series(of, dtype="str") for name, of in columns.items()})
@@ -161,6 +174,7 @@ def rank_users(
     n: int = 20,
     user_ids: Sequence[str] | None = None,
     repeats: Repeats = "exclude",
+    task: Task = "rank",
     unknown: Literal["error", "skip"] = "error",
     resume: bool = False,
     part_users: int = 4096,
@@ -174,7 +188,7 @@ def rank_users(
         out: a new or empty folder, or with `resume` one that this job was writing into.
         n: length of each list; shorter where fewer items may be listed.
         user_ids: for whom, each listed once; all users of the bundle if None.
-        repeats: as in `Recommender.recommend`.
+        repeats, task: as in `Recommender.recommend`.
         unknown: what a user does that the bundle does not know: "error" refuses the job, "skip"
             leaves the user out and counts it.
         resume: keep the finished parts that are in `out`, and go on after them.
@@ -183,13 +197,15 @@ def rank_users(
         progress: told ("ranking", users done, users).
 
     Returns:
-        the manifest: `bundle` (a hash of everything that lists depend on), `n`, `repeats`,
+        the manifest: `bundle` (a hash of everything that lists depend on), `n`, `repeats`, `task`,
         `reasons` (null, or what is written of them), `users`, `users_sha256`, `skipped_users`,
-        `rows`, `parts` and `complete`.
+        `rows`, `parts` and `complete`; and `rules`, the names of those in force when the job began,
+        where there are any.
 
     Raises:
         ConfigError: a setting is out of range, `out` holds something else, or another job is
             writing there.
+        ModelError: the bundle has no head for the task.
         UnknownIdError: a user is unknown and `unknown` is "error".
     """
     for name, value in (("n", n), ("part_users", part_users)):
@@ -199,16 +215,21 @@ def rank_users(
         raise ConfigError(f"repeats: found {repeats!r}; allowed: exclude, allow, only.")
     if unknown not in ("error", "skip"):
         raise ConfigError(f"unknown: found {unknown!r}; allowed: error, skip.")
+    task_head(recommender.bundle, task, repeats)  # refuses what there is no head for
+    recommender = recommender.fixed()
     known, skipped = _known(recommender, user_ids, unknown)
-    job = {
+    job: dict[str, Any] = {
         "bundle": fingerprint(recommender),
         "n": n,
         "repeats": repeats,
         "reasons": None if reasons is None else asdict(reasons),
+        "task": task,
         "users": len(known),
         "users_sha256": sha256(json.dumps(known).encode()).hexdigest(),
         "skipped_users": skipped,
     }
+    if len(recommender.ruling.rules):
+        job["rules"] = list(recommender.ruling.in_force())
     _begun(out, job, resume)  # refuses before anything is written
     _make(out)
     with _alone_in(out):
@@ -218,8 +239,10 @@ def rank_users(
         progress("ranking", done, len(known))
         while done < len(known):
             users = known[done : done + part_users]
-            lists = rank_partition(recommender, users, n, repeats, reasons)
-            parts.append(_write_part(out, len(parts), lists, len(users)))
+            lists = rank_partition(recommender, users, n, repeats, task, reasons)
+            schema = schema_of(task, reasons is not None)
+            table = pa.Table.from_pandas(lists, schema, preserve_index=False)
+            parts.append(_write_part(out, len(parts), table, len(users)))
             done += len(users)
             manifest = _write_manifest(out, job, parts, complete=done == len(known))
             progress("ranking", done, len(known))
@@ -257,8 +280,10 @@ def _known(
 
 
 def fingerprint(recommender: Recommender) -> str:
-    """A hash of everything that lists depend on: ids, histories and the model's numbers."""
+    """A hash of everything that lists depend on: ids, histories, the model's numbers, rules."""
     digest, bundle = sha256(), recommender.bundle
+    if len(recommender.ruling.rules):
+        digest.update(recommender.ruling.fingerprint.encode())
     _feed(digest, (bundle.model, bundle.histories))
     for vocabulary in (bundle.users, bundle.items):
         digest.update(json.dumps(vocabulary.ids().tolist()).encode())
@@ -361,12 +386,11 @@ def _make(out: Path) -> None:
         raise ConfigError(f"{out}: found {error.strerror}; allowed: {allowed}.") from None
 
 
-def _write_part(out: Path, number: int, lists: pd.DataFrame, users: int) -> dict[str, Any]:
+def _write_part(out: Path, number: int, lists: pa.Table, users: int) -> dict[str, Any]:
     path = out / _name(number)
     temporary = path.with_name(path.name + _TEMPORARY)
     try:
-        schema = EXPLAINED if "text" in lists else SCHEMA
-        pq.write_table(pa.Table.from_pandas(lists, schema, preserve_index=False), temporary)
+        pq.write_table(lists, temporary)
         digest = _sha256(temporary)
         sync(temporary)
         temporary.replace(path)

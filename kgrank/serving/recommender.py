@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,15 +15,21 @@ import pyarrow as pa
 import torch
 
 from kgrank.devices import choose_device
-from kgrank.errors import ConfigError
+from kgrank.errors import ConfigError, ModelError
 from kgrank.fusion.history import Histories, Spans
-from kgrank.fusion.model import FusedModel, Head, Repeats
+from kgrank.fusion.model import FusedModel, Head, Repeats, Task
+from kgrank.fusion.tasks import TASKS
 from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
-from kgrank.serving.explaining import Explainer, Profile, profile
+from kgrank.serving.effects import with_rules
+from kgrank.serving.explaining import Explainer
 from kgrank.serving.explanation import Explanation
+from kgrank.serving.profiling import ItemProfile, Profile, item_profile, profile
+from kgrank.serving.rules import Rules
+from kgrank.serving.ruling import VISITOR, Ruling
 from kgrank.serving.vectors import write_vectors
+from kgrank.serving.why_not import WhyNot, why_not
 
 
 class Recommender:
@@ -31,23 +38,55 @@ class Recommender:
     Args:
         bundle: the fitted bundle.
         device: "auto" (cuda where there is one), "cpu" or "cuda": where dense products are done.
+        rules: the rules that lists keep to; the bundle's if None. `Rules.none()` for none.
+        at: the moment, seconds UTC, that lists are for; None = when they are made. Only rules
+            ask for it.
 
     Raises:
         ModelError: there is no such device here.
+        ConfigError: the rules speak of what the bundle has not.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        rules: Rules | None = None,
+        at: float | None = None,
+    ) -> None:
         self.bundle = bundle
         self.model: FusedModel = bundle.model.to(choose_device(device))
+        self.ruling = Ruling(bundle, self.model, bundle.rules if rules is None else rules, at)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> Recommender:
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        rules: str | Path | Rules | None = None,
+        at: float | None = None,
+    ) -> Recommender:
         """Read a bundle's folder, or the current one of a models folder.
+
+        Args:
+            path: the folder.
+            device: as for the class.
+            rules: a file of rules (`kgrank.serving.rules`) in place of those in the bundle, so
+                that they change without training; or `Rules` themselves.
+            at: as for the class.
 
         Raises:
             BundleError: the bundle is damaged, missing or of an unknown format.
+            ConfigError: the rules are at fault; a line for each fault.
         """
-        return cls(Bundle.load(path), device)
+        read = Rules.read(rules) if isinstance(rules, str | Path) else rules
+        return cls(Bundle.load(path), device, read, at)
+
+    def fixed(self) -> Recommender:
+        """The same recommender, all its lists for this moment: rules do not change meanwhile."""
+        same = copy(self)
+        same.ruling = self.ruling.fixed()
+        return same
 
     def recommend(
         self,
@@ -55,8 +94,9 @@ class Recommender:
         n: int = 10,
         candidates: Sequence[str] | None = None,
         repeats: Repeats = "exclude",
+        task: Task = "rank",
     ) -> pd.DataFrame:
-        """The n best items of each user.
+        """The n best items of each user, under the rules.
 
         Args:
             user_ids: users the bundle knows.
@@ -64,18 +104,25 @@ class Recommender:
             candidates: only these items are listed; all if None.
             repeats: "exclude" lists only what the user has not met, "allow" everything, "only"
                 what the user has met.
+            task: whose head lists: "rank" puts what the user will choose first; "click",
+                "purchase" and "rating" also say how probably, or what the rating will be.
 
         Returns:
             `user_id`, `item_id`, `score` (float32), `rank` (from 1): users in the order given, each
-            best first; equal scores order by item number.
+            best first; equal scores order by item number. A score holds what rules add to it;
+            where rules pin items or spread lists out, `rank` is not the order of the scores. After
+            the score of a task but "rank" stands `probability` or `rating` (float64), see
+            `kgrank.fusion.tasks`; rules do not change it.
 
         Raises:
             UnknownIdError: a user or candidate that the bundle does not know.
-            ConfigError: n is below 1, or `repeats` is none of the three.
+            ConfigError: n is below 1, or `repeats` or `task` is none of the allowed ones.
+            ModelError: the bundle has no head for the task.
         """
         users = self.bundle.users.numbers(list(user_ids))
         histories = self.bundle.histories
-        return self._lists(user_ids, histories, histories.of_users(users), n, candidates, repeats)
+        spans = histories.of_users(users)
+        return self._lists(user_ids, histories, spans, n, candidates, repeats, task, users)
 
     def recommend_history(
         self,
@@ -83,40 +130,52 @@ class Recommender:
         n: int = 10,
         candidates: Sequence[str] | None = None,
         repeats: Repeats = "exclude",
+        task: Task = "rank",
     ) -> pd.DataFrame:
         """The n best items for a visitor nobody has seen before.
+
+        Of a visitor no attribute is known, and no segment: rules that ask for one do not hold.
 
         Args:
             history: (item_id, event) pairs, oldest first; may be empty.
             n: length of the list.
             candidates: only these items are listed; all if None.
-            repeats: as in `recommend`.
+            repeats, task: as in `recommend`. A visitor's ratings have no value here.
 
         Returns:
-            `item_id`, `score`, `rank`.
+            `item_id`, `score`, `rank`; and `probability` or `rating` as in `recommend`.
 
         Raises:
             UnknownIdError: an item that the bundle does not know.
+            ConfigError, ModelError: as in `recommend`.
         """
         visitor = self._visitor(history)
         spans = Spans(visitor.starts[:1], visitor.starts[1:])
-        lists = self._lists([""], visitor, spans, n, candidates, repeats)
+        visitors = np.array([VISITOR])
+        lists = self._lists([""], visitor, spans, n, candidates, repeats, task, visitors)
         return lists.drop(columns="user_id")
 
-    def rank(self, user_id: str, item_ids: Sequence[str]) -> pd.DataFrame:
+    def rank(self, user_id: str, item_ids: Sequence[str], task: Task = "rank") -> pd.DataFrame:
         """The given items, met before or not, in the user's order: `item_id`, `score`, `rank`.
+
+        Another task than "rank" adds `probability` or `rating`, as in `recommend`.
+        Rules do not touch it: who names the items has chosen them.
 
         Raises:
             UnknownIdError: the user or an item is unknown.
+            ConfigError, ModelError: as in `recommend`.
         """
+        head = task_head(self.bundle, task, "exclude")
         histories = self.bundle.histories
         spans = histories.of_users(self.bundle.users.numbers([user_id]))
         items = self.bundle.items.numbers(list(item_ids))
-        found = self.model.top(histories, spans, "new", len(items), candidates=items)
-        return _table([user_id], *found, self.bundle.items).drop(columns="user_id")
+        found = self.model.top(histories, spans, head, len(items), candidates=items)
+        return self._table([user_id], *found, head).drop(columns="user_id")
 
     def similar_items(self, item_ids: Sequence[str], n: int = 10) -> pd.DataFrame:
         """Items that a history of the one item alone speaks for, popularity left out.
+
+        Of the rules, `exclude` and `only` are kept to where they hold for everybody.
 
         Returns:
             `item_id` (the one asked about), `similar_id`, `score`, `rank`.
@@ -136,7 +195,9 @@ class Recommender:
             n_items=len(self.bundle.items),
         )
         spans = Spans(starts[:-1], starts[1:])
-        found = self.model.top(alone, spans, "new", n, repeats="exclude", bias=False)
+        users = np.full(len(items), VISITOR)
+        pick = self.ruling.pick(users, n, "new", only_leave_out=True)
+        found = self.model.top(alone, spans, "new", n, repeats="exclude", bias=False, pick=pick)
         table = _table(item_ids, *found, self.bundle.items)
         return table.rename(columns={"item_id": "similar_id", "user_id": "item_id"})
 
@@ -148,8 +209,12 @@ class Recommender:
         repeats: Repeats | None = None,
         language: Literal["en", "zh"] = "en",
         anonymous: bool = False,
+        task: Task = "rank",
     ) -> Explanation:
         """Why this product for this user, and by how much.
+
+        Boosts are a part of the score (`contributions["rules"]`); what the rules do to the
+        product in the user's list of ten is told in `rules`.
 
         Args:
             user_id: a user the bundle knows.
@@ -159,11 +224,16 @@ class Recommender:
                 an item that the user has met.
             language: of the text.
             anonymous: whether the ids of other users are left out of the paths.
+            task: whose head's score is explained, as in `recommend`. The parts sum to the score
+                before the link: of a click or purchase, to the log-odds before calibration.
 
         Raises:
             UnknownIdError: the user or the item is unknown.
+            ConfigError, ModelError: as in `recommend`.
         """
-        head: Head | None = None if repeats is None else head_of(repeats)
+        head: Head | None = None
+        if task != "rank" or repeats is not None:
+            head = task_head(self.bundle, task, repeats or "exclude")
         found = self.explainer.explain(
             user_id,
             [item_id],
@@ -172,20 +242,60 @@ class Recommender:
             language=language,
             anonymous=anonymous,
         )
-        return next(found)
+        return with_rules(next(found), self.ruling, repeats, head, language)
 
     @cached_property
     def explainer(self) -> Explainer:
-        """Takes scores apart, several of one user at a time."""
+        """Takes scores apart, several of one user at a time; it knows no rules."""
         return Explainer(self.bundle, self.model)
 
+    def why_not(
+        self,
+        user_id: str,
+        item_id: str,
+        n: int = 10,
+        candidates: Sequence[str] | None = None,
+        repeats: Repeats = "exclude",
+        language: Literal["en", "zh"] = "en",
+    ) -> WhyNot:
+        """Why a product is not on a user's list, and the one event that would list it.
+
+        Args:
+            user_id: a user the bundle knows.
+            item_id: an item the bundle knows.
+            n, candidates, repeats: the list, as in `recommend`.
+            language: of the text.
+
+        Raises:
+            UnknownIdError: the user or an item is unknown.
+            ConfigError: n is below 1, or `repeats` or the language is none of the known ones.
+        """
+        _check_length(n)
+        numbers = None if candidates is None else self.bundle.items.numbers(list(candidates))
+        head = head_of(repeats)
+        return why_not(self.ruling, user_id, item_id, n, numbers, repeats, head, language)
+
     def profile(self, user_id: str) -> Profile:
-        """What the engine knows of a user.
+        """What the engine knows of a user, each line with the events behind it.
 
         Raises:
             UnknownIdError: the user is unknown.
         """
         return profile(self.bundle, user_id)
+
+    def profile_item(self, item_id: str, n: int = 10) -> ItemProfile:
+        """What the engine knows of a product: its facts, its neighbours, and whom it draws.
+
+        Args:
+            item_id: an item the bundle knows.
+            n: how many neighbours, and how many values of user attributes.
+
+        Raises:
+            UnknownIdError: the item is unknown.
+        """
+        alike = self.similar_items([item_id], n)
+        similar = list(zip(alike["similar_id"], map(float, alike["score"]), strict=True))
+        return item_profile(self.bundle, item_id, similar, n=n)
 
     def write_vectors(
         self,
@@ -262,14 +372,35 @@ class Recommender:
         n: int,
         candidates: Sequence[str] | None,
         repeats: Repeats,
+        task: Task,
+        users: npt.NDArray[np.integer],
     ) -> pd.DataFrame:
         _check_length(n)
+        head = task_head(self.bundle, task, repeats)
         items = self.bundle.items
         numbers = None if candidates is None else items.numbers(list(candidates))
-        found = self.model.top(
-            histories, spans, head_of(repeats), n, repeats=repeats, candidates=numbers
+        pick = self.ruling.pick(users, n, head, numbers)
+        chosen, values = self.model.top(
+            histories, spans, head, n, repeats=repeats, candidates=numbers, pick=pick
         )
-        return _table(names, *found, items)
+        boosts = None if pick is None else self.ruling.boosts(users, chosen, n, head)
+        return self._table(names, chosen, values, head, boosts)
+
+    def _table(
+        self,
+        names: Sequence[str],
+        chosen: torch.Tensor,
+        values: torch.Tensor,
+        head: Head,
+        boosts: torch.Tensor | None = None,
+    ) -> pd.DataFrame:
+        """Lists as rows, with what the head predicts from the scores without the boosts."""
+        table = _table(names, chosen, values, self.bundle.items)
+        if head in self.model.predictors:
+            own = values if boosts is None else values - boosts
+            predicted = self.model.predictors[head].link(own[chosen >= 0].numpy())
+            table.insert(3, "rating" if head == "rating" else "probability", predicted)
+        return table
 
 
 def _check_length(n: int) -> None:
@@ -278,7 +409,7 @@ def _check_length(n: int) -> None:
 
 
 def head_of(repeats: str) -> Head:
-    """The head of lists that treat repeats so.
+    """The head that ranks lists that treat repeats so.
 
     Raises:
         ConfigError: `repeats` is none of the three.
@@ -288,6 +419,30 @@ def head_of(repeats: str) -> Head:
             f"repeats: found {repeats!r}; allowed: exclude, allow, only. Pass one of them."
         )
     return "new" if repeats == "exclude" else "all"
+
+
+def task_head(bundle: Bundle, task: str, repeats: str) -> Head:
+    """The bundle's head for a task: of "rank" the one for lists that treat repeats so.
+
+    Raises:
+        ConfigError: `repeats` or `task` is none of the allowed ones.
+        ModelError: the bundle has no head for the task.
+    """
+    ranks = head_of(repeats)
+    if task == "rank":
+        return ranks
+    there = ", ".join(("rank", *bundle.model.predictors))
+    for head in TASKS:
+        if head == task and head in bundle.model.predictors:
+            return head
+        if head == task:
+            reason = bundle.facts.get("tasks_left_out", {}).get(head, "it was trained without")
+            raise ModelError(
+                f"task: found {task!r}, which this bundle has no head for ({reason}); allowed: "
+                f"{there}. Name its kinds of events under [tasks], and train on more of them."
+            )
+    allowed = ", ".join(("rank", *TASKS))
+    raise ConfigError(f"task: found {task!r}; allowed: {allowed}. Pass one of them.")
 
 
 def _table(

@@ -21,7 +21,7 @@ from kgrank.encoders.tfidf import tfidf
 from kgrank.encoders.whitening import whiten
 from kgrank.errors import ConfigError
 from kgrank.fusion.evidence import ItemFeatures, numbered
-from kgrank.fusion.history import Histories
+from kgrank.fusion.history import REFUSED, Histories
 from kgrank.fusion.learned import Learner
 from kgrank.fusion.training import assist as assist_fit
 from kgrank.fusion.training import fit
@@ -34,6 +34,7 @@ from kgrank.loop import Sink
 from kgrank.processes import joined
 from kgrank.progress import Progress, silent
 from kgrank.serving.bundle import Bundle
+from kgrank.serving.conditions import checked_rules
 
 PICTURES_AN_AXIS = 4  # distinct pictures that a whitened axis of their vectors takes
 
@@ -88,6 +89,7 @@ def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = si
     seen = events[events["split"] != "test"]
     known = pd.concat([seen["user_id"], tables.users["user_id"]])
     users = Vocabulary.from_ids(known.drop_duplicates())
+    seen = seen[seen["event"] != REFUSED]  # nobody chose these: they only speak in histories
     items = Vocabulary.from_ids(tables.items["item_id"])
     histories, splits = numbered(seen, users, items)
     kg = config.kg
@@ -205,7 +207,7 @@ def train(
         ModelError: there is nothing to fit on, an encoder cannot be loaded, training
             diverges, or another process has ended.
         DataError: the events cannot be split by the rule.
-        ConfigError: the pictures that are asked for lie nowhere.
+        ConfigError: the pictures that are asked for lie nowhere, or the shop's rules are at fault.
     """
     config = config or Config()
     tables = tables.without_test_items(config.split)
@@ -213,6 +215,7 @@ def train(
     device = choose_device(device)
     with joined(device):
         prepared = prepare(tables, config, folder, progress)
+        rules = checked_rules(tables, config, prepared.graph, prepared.items, prepared.users)
         learner = None
         if config.kg.encoder != "none":
             learner = Learner(
@@ -226,9 +229,15 @@ def train(
                 report=progress,
             )
         fitted = fit(
-            prepared.histories, prepared.splits, prepared.features, config.fit, progress, learner
+            prepared.histories,
+            prepared.splits,
+            prepared.features,
+            config.fit,
+            progress,
+            learner,
+            config.tasks,
         )
-    return Bundle.of(tables, config, prepared, fitted)
+    return Bundle.of(tables, config, prepared, fitted, rules)
 
 
 def assist(

@@ -74,6 +74,7 @@ _ENGLISH = _Language(
         "rating": "rated {x}",
         "redeem": "redeemed a coupon for {x}",
         "interaction": "chose {x}",
+        "not_interested": "were not interested in {x}",
     },
     unknown_event="had an event '{kind}' on {x}",
     channels={
@@ -130,6 +131,7 @@ _CHINESE = _Language(
         "rating": "评价过{x}",
         "redeem": "用优惠券换购过{x}",
         "interaction": "选择过{x}",
+        "not_interested": "对{x}不感兴趣",
     },
     unknown_event="对{x}有过“{kind}”事件",
     channels={

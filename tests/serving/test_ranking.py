@@ -14,12 +14,12 @@ from kgrank.errors import ConfigError, DataError, KgrankError
 from kgrank.progress import silent
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.ranking import (
-    EXPLAINED,
     SCHEMA,
     Reasons,
     fingerprint,
     rank_users,
     read_user_ids,
+    schema_of,
 )
 from kgrank.serving.recommender import Recommender
 
@@ -99,7 +99,7 @@ def test_reasons_beside_the_rows_are_those_of_explain(
         why = recommender.explain(str(row.user_id), str(row.item_id), max_paths=2, language="zh")
         assert row.text == why.text
         assert json.loads(str(row.paths)) == json.loads(json.dumps(asdict(why)["paths"]))
-    assert pq.read_schema(tmp_path / "part-00001.parquet").equals(EXPLAINED)
+    assert pq.read_schema(tmp_path / "part-00001.parquet").equals(schema_of("rank", True))
 
 
 def test_a_part_that_was_not_listed_yet_is_written_again(

@@ -9,7 +9,14 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kgrank.serving.explanation import EventShare, Explanation, Path, PathEdge, PathNode
+from kgrank.serving.explanation import (
+    EventShare,
+    Explanation,
+    Path,
+    PathEdge,
+    PathNode,
+    RuleEffect,
+)
 from kgrank.serving.report import (
     ChannelUse,
     Example,
@@ -42,7 +49,7 @@ def explained(item: str, name: str, *, paths: bool = True) -> Example:
         contributions={"graph": 0.5678, "linear": 0.2345, "text": -0.0579, "repeat": 0.0},
         events=tuple(EventShare(f"h{i}", "view", 0.1 - 0.01 * i) for i in range(10)),
         paths=(way,) if paths else (),
-        rules=("boost-new",),
+        rules=(RuleEffect("boost-new", "boost", 0.1, 1, 3, "Up."),),
         text=f"你买过“{name}”。",
     )
     return Example(explanation, {item: name, "h0": "Whisk"})
