@@ -62,9 +62,8 @@ class PathQuality:
         if newest.isna().any():
             return None
         ordered = newest.sort_values(kind="stable")
-        return dict(
-            zip(ordered.index.tolist(), smoothed(ordered.to_numpy(np.float64)), strict=True)
-        )
+        values = smoothed(np.asarray(ordered, np.float64))
+        return dict(zip(ordered.index.tolist(), values.tolist(), strict=True))
 
     @cached_property
     def _popularity(self) -> Doubles:
