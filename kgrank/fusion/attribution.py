@@ -15,7 +15,9 @@ that pulls up (over Λ_h), a row that pulls p > 0 is given
 
 The sum over rows with a way is at most B[h, i]; what is left of it has no way: shared words, the
 user's own rows, weights at or below 0, and where P < B[h, i] what cutting B to its largest entries
-took away. Raw pulls as shares would be exact too, but of huge numbers against huge numbers.
+took away. SLIM's weights above 0 solve the same equations but for λ₁, which pulls all of them down
+and is set off likewise. Raw pulls as shares would be exact too, but of large numbers against large
+numbers.
 """
 
 from __future__ import annotations
@@ -134,6 +136,8 @@ class Regression:
                 for rows, axis in ((inputs, 0), (sides[0], 1), (sides[1], 1))
             )
             penalty += np.asarray(ridge.dropout * diagonal, np.float32)
+        if ridge.sparsity:
+            penalty *= np.float32(ridge.share)
         return cls(
             weights=Rows.of(weights.tocsc()),
             penalty=penalty,

@@ -310,3 +310,49 @@ def test_the_moments_of_a_large_catalogue_see_the_last_events(
     monkeypatch.setattr(evidence, "LARGE_ITEMS", 2)
     gram = one_user([0, 1, 2], 3).linear_moments().gram
     assert gram.tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 1]]
+
+
+def test_slim_of_two_items_by_hand() -> None:
+    """Item 0 has 3 users, item 1 has 2, both of whom chose item 0; λ₁ = 0.5, λ = 2 · 0.25.
+
+    Each column is (2 − 0.5) over the other item's moment and λ: 1.5 / 3.5, and 1.5 / 2.5.
+    """
+    rows = sp.csr_matrix(np.array([[1, 1], [1, 1], [1, 0]], np.float32))
+    slim = Ridge(2.0, sparsity=0.5, share=0.25)
+    found = linear(rows).weights(slim, neighbors=1)
+    assert (found.format, found.dtype) == ("csr", np.float32)
+    assert found.toarray() == pytest.approx(np.array([[0, 1.5 / 3.5], [1.5 / 2.5, 0]]), abs=1e-6)
+
+
+def test_a_sparsity_beyond_all_moments_leaves_no_weight() -> None:
+    rows = sp.csr_matrix(np.array([[1, 1], [1, 1], [1, 0]], np.float32))
+    assert not linear(rows).weights(Ridge(1.0, sparsity=2.0), neighbors=1).nnz
+
+
+def test_slim_is_where_no_weight_can_do_better() -> None:
+    """The conditions of a minimum over weights that are at least 0 (Karush, Kuhn and Tucker).
+
+    Where a weight is positive the slope of the loss is 0; where it is 0 the slope points up.
+    """
+    rows = chosen()
+    gram = gram_of(rows)
+    slim = Ridge(4.0, dropout=0.2, sparsity=0.7, share=0.5)
+    found = linear(rows).weights(slim, neighbors=N).toarray()
+    penalty = 0.5 * (4.0 + 0.2 * np.diag(gram))
+    slope = gram @ found - gram + 0.7 + penalty[:, None] * found
+    of_others = ~np.eye(N, dtype=bool)
+    positive = (found > 0) & of_others
+    assert positive.any() and (~positive & of_others).any()
+    assert not np.diag(found).any() and found.min() == 0.0
+    assert np.abs(slope[positive]).max() < 0.05
+    assert slope[~positive & of_others].min() > -0.05
+
+
+def test_slim_chooses_among_the_best_of_the_ridge() -> None:
+    """With one neighbour, two candidates a column: those the ridge weighs most."""
+    rows = chosen()
+    ridge = linear(rows).weights(Ridge(4.0), neighbors=N).toarray()
+    found = linear(rows).weights(Ridge(4.0, sparsity=1e-3), neighbors=1).toarray()
+    assert (found > 0).sum(0).max() <= 2
+    for column in range(N):
+        assert set(np.flatnonzero(found[:, column])) <= set(np.argsort(-ridge[:, column])[:2])

@@ -62,7 +62,9 @@ def tiny(pictured: tuple[Path, Config], tmp_path_factory: pytest.TempPathFactory
 def weighed(bundle: Bundle) -> Bundle:
     """The same bundle with every channel of the same weight."""
     equal = FusionWeights.equal(len(bundle.model.channels))
-    return replace(bundle, model=replace(bundle.model, heads={"new": equal, "all": equal}))
+    return replace(
+        bundle, model=replace(bundle.model, heads={"new": equal, "all": equal}, predictors={})
+    )
 
 
 def vectors_of(bundle: Bundle) -> np.ndarray:

@@ -44,7 +44,7 @@ def sparse_bundle(shop_bundle: Bundle) -> Bundle:
     kept = [n for n, c in enumerate(model.channels) if not isinstance(c.form, DenseFeatures)]
     channels = tuple(model.channels[n] for n in kept)
     heads = {head: weights.of_channels(kept) for head, weights in model.heads.items()}
-    return replace(shop_bundle, model=FusedModel(channels, model.side, heads))
+    return replace(shop_bundle, model=FusedModel(channels, model.side, heads, model.predictors))
 
 
 @pytest.fixture(scope="session")
