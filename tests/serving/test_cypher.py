@@ -48,7 +48,7 @@ def test_quotes_are_escaped_and_no_backslash_stands_before_a_u() -> None:
 
 
 def test_a_server_finds_exactly_the_paths_that_are_shown(
-    even: Recommender, tmp_path: Folder
+    even: Recommender, tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sample shop's graph around two explanations, in a database that speaks Cypher."""
     arcadedb = pytest.importorskip("arcadedb_embedded")
@@ -57,6 +57,7 @@ def test_a_server_finds_exactly_the_paths_that_are_shown(
     paths = [path for pair in pairs for path in even.explain(*pair, max_paths=5).paths]
     assert any(path.over_user for path in paths)
     assert not all(path.over_user for path in paths)
+    monkeypatch.chdir(tmp_path)  # where it leaves its logs
     database = arcadedb.create_database(str(tmp_path / "graph"))
     try:
         _fill(database, even.bundle.graph, paths)
