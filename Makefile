@@ -27,7 +27,7 @@ $(VENV)/.demo: pyproject.toml constraints-dev.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints-dev.txt | $(VENV)/bin/python
-	$(PIP) install -c constraints-dev.txt -e ".[ann,demo,image,zh]" --group dev
+	$(PIP) install -c constraints-dev.txt -e ".[ann,demo,image,onnx,tune,zh]" --group dev
 	touch $@ $(VENV)/.demo
 
 clean:

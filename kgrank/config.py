@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kgrank.encoders.compression import CompressSettings
 from kgrank.encoders.images import ImageSettings
 from kgrank.encoders.pretraining import PretrainSettings
 from kgrank.encoders.text import TextSettings
@@ -19,6 +20,7 @@ from kgrank.kg.server_tables import Neo4jSettings, read_server_tables
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import Tables, TablesSettings, read_tables
 from kgrank.settings import LearnSettings, RulesSettings, Section, WordingSettings
+from kgrank.spaces import TuneSettings
 
 
 class Config(Section):
@@ -37,6 +39,8 @@ class Config(Section):
         learn: how its learned parts are trained.
         wording: a shop's own words for its relations.
         pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
+        compress: how a text encoder is made smaller, by `kgrank compress`.
+        tune: which settings are searched, by `kgrank tune`.
         rules: where the shop's rules lie.
     """
 
@@ -52,6 +56,8 @@ class Config(Section):
     learn: LearnSettings = LearnSettings()
     wording: WordingSettings = WordingSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    compress: CompressSettings = CompressSettings()
+    tune: TuneSettings = TuneSettings()
     rules: RulesSettings = RulesSettings()
 
 

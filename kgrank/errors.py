@@ -5,7 +5,8 @@ KgrankError
 ├── ConfigError    a setting is unknown or out of range
 ├── ModelError     a model cannot be fitted or used as asked
 │   ├── BundleError  a saved bundle is damaged, unknown or missing
-│   └── StoreError   an embedding store is damaged, unknown, missing or in use
+│   └── StoreError   an embedding store, an exported graph or a graph server is damaged, unknown,
+│                    missing, in use or not to be reached
 └── UnknownIdError a user or item id that the model has never seen
 """
 
@@ -75,7 +76,10 @@ class BundleError(ModelError):
 
 
 class StoreError(ModelError):
-    """An embedding store is damaged, of an unknown format, missing, or another writer has it."""
+    """A store of vectors or graphs is damaged, of an unknown format, missing, or in use.
+
+    Or the server that holds it cannot be reached, or refuses.
+    """
 
 
 class UnknownIdError(KgrankError):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from kgrank.errors import ConfigError
 
 TEMPORARY = ".tmp-"
 """What the name of a file that is not finished begins with; nobody reads such a file."""
@@ -32,6 +35,37 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out`; what is written into it stands at `out` in one step.
+
+    If the block raises, there is nothing at `out`.
+
+    Raises:
+        ConfigError: something is at `out` already, other than an empty folder.
+        OSError: the folder cannot be written to, brought to the disk or renamed.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(
+            f"{out}: found something there already; allowed: a new folder. Name another one, or "
+            "remove it."
+        )
+    whole = out.resolve()
+    temporary = whole.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            sync(path)
+        if whole.is_dir():
+            whole.rmdir()  # it is empty, and not all systems rename onto it
+        temporary.rename(whole)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(whole.parent)
 
 
 def sync(path: Path) -> None:

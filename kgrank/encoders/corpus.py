@@ -16,6 +16,7 @@ def shop_texts(
     events: pd.DataFrame,
     fields: Sequence[str],
     event_fields: Sequence[str] = (),
+    section: str = "pretrain",
 ) -> list[str]:
     """The values of some columns, each a text of its own, column by column.
 
@@ -24,6 +25,7 @@ def shop_texts(
         events: those of its events that may be learned from.
         fields: columns of items.
         event_fields: columns of events.
+        section: of the configuration that names the columns; messages say it.
 
     Raises:
         ConfigError: a column is not there.
@@ -37,7 +39,7 @@ def shop_texts(
             if name not in frame.columns:
                 setting = "fields" if table == "items" else "event_fields"
                 raise ConfigError(
-                    f"pretrain.{setting}: found {name!r}; allowed: the columns of {table}, "
+                    f"{section}.{setting}: found {name!r}; allowed: the columns of {table}, "
                     f"{', '.join(map(str, frame.columns))}. Name one of them, or add the column."
                 )
             texts += column_texts(frame[name])

@@ -6,6 +6,7 @@ What the encoders of text and of pictures share.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
@@ -16,6 +17,20 @@ from typing import Any, Literal
 from kgrank.errors import ModelError
 
 FETCH = "Nothing is downloaded: fetch a model first, as with `hf download NAME --local-dir FOLDER`."
+
+_TEXT_FILES = (  # the tokenizer, and how token vectors are pooled
+    *("*token*.json", "vocab.*", "merges.txt", "*.model"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    "1_Pooling/config.json",
+)
+
+
+def copy_text_files(folder: Path, to: Path) -> None:
+    """Copy how text becomes tokens, and tokens a vector, to the letter."""
+    for path in {path for pattern in _TEXT_FILES for path in folder.glob(pattern)}:
+        copy = to / path.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def check_weights(folder: Path) -> None:

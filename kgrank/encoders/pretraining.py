@@ -25,7 +25,7 @@ from pydantic import Field
 
 from kgrank.devices import choose_device
 from kgrank.encoders.corpus import split_texts
-from kgrank.encoders.folders import quiet_transformers
+from kgrank.encoders.folders import copy_text_files, quiet_transformers
 from kgrank.encoders.text import TextEncoder
 from kgrank.errors import ConfigError, ModelError
 from kgrank.files import sync
@@ -39,11 +39,6 @@ if TYPE_CHECKING:
 SCRATCH = "scratch"
 
 _HEAD = 64  # numbers of an attention head of a model from scratch
-_KEPT = (  # of the folder gone on from: the tokenizer, and how token vectors are pooled
-    *("*token*.json", "vocab.*", "merges.txt", "*.model"),
-    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-    "1_Pooling/config.json",
-)
 
 
 class PretrainSettings(Section):
@@ -345,7 +340,7 @@ def _write(
             if kept is None:
                 tokenizer.save_pretrained(temporary)
             else:
-                _copy(kept, temporary)
+                copy_text_files(kept, temporary)
         numbers = json.dumps(facts, indent=1, ensure_ascii=False)
         (temporary / "pretraining.json").write_text(numbers + "\n", "utf-8")
         if find_spec("matplotlib"):
@@ -361,14 +356,6 @@ def _write(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _copy(kept: Path, folder: Path) -> None:
-    """Copy how text becomes tokens, and tokens a vector, to the letter."""
-    for path in {path for pattern in _KEPT for path in kept.glob(pattern)}:
-        copy = folder / path.relative_to(kept)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copy)
 
 
 def _draw(perplexity: Sequence[float], path: Path) -> None:

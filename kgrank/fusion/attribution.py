@@ -15,8 +15,7 @@ that pulls up (over Λ_h), a row that pulls p > 0 is given
 
 The sum over rows with a way is at most B[h, i]; what is left of it has no way: shared words, the
 user's own rows, weights at or below 0, and where P < B[h, i] what cutting B to its largest entries
-took away. SLIM's weights above 0 solve the same equations but for λ₁, which pulls all of them down
-and is set off likewise. Raw pulls as shares would be exact too, but carry more than the weight (by
+took away. Raw pulls as shares would be exact too, but carry more than the weight (by
 an eighth to a quarter in the sample shop), with a negative remainder that no path explains.
 """
 
@@ -136,8 +135,6 @@ class Regression:
                 for rows, axis in ((inputs, 0), (sides[0], 1), (sides[1], 1))
             )
             penalty += np.asarray(ridge.dropout * diagonal, np.float32)
-        if ridge.sparsity:
-            penalty *= np.float32(ridge.share)
         return cls(
             weights=Rows.of(weights.tocsc()),
             penalty=penalty,

@@ -20,7 +20,6 @@ import torch
 
 from kgrank.fusion.local_ridge import local_ridge
 from kgrank.fusion.products import at_least
-from kgrank.fusion.slim import slim
 
 EXACT_ITEMS = 4_096  # up to here one inverse takes seconds, and is exact
 LARGE_ITEMS = 16_384  # beyond that, moments see recent events and rare features alone
@@ -39,16 +38,12 @@ class Ridge:
         dropout: share of the Gram's own diagonal added as well (EDLAE, Steck 2020: p / (1 − p)).
         entities: weight of the rows of shared entities, at least 0.
         words: weight of the rows of shared words, at least 0.
-        sparsity: λ₁ of SLIM, whose weights are never negative; 0 = a ridge.
-        share: what SLIM keeps of the penalty and the dropout beside λ₁.
     """
 
     penalty: float = 100.0
     dropout: float = 0.0
     entities: float = 0.0
     words: float = 0.0
-    sparsity: float = 0.0
-    share: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +67,6 @@ class Moments:
         """Whether inputs and outputs differ, so that an item may point to itself."""
         return self.cross is not self.gram
 
-    @property
-    def exact(self) -> bool:
-        """Whether the weights are solved over all items: SLIM's may be asked for."""
-        return isinstance(self.gram, np.ndarray)
-
     def weights(
         self, ridge: Ridge, *, neighbors: int, precision: torch.dtype = torch.float64
     ) -> sp.csr_matrix:
@@ -84,36 +74,21 @@ class Moments:
 
         Args:
             ridge: penalties and side rows.
-            neighbors: entries a column, at most (four times as many where it is exact; SLIM, which
-                there is of exact moments alone, chooses among twice as many).
+            neighbors: entries a column, at most (four times as many where it is exact).
             precision: of an exact solution; in float32, which is faster, it is off by some 1e-6 of
                 its largest entry.
         """
-        if not isinstance(self.gram, np.ndarray):
-            return self._local(ridge, neighbors)
-        gram, cross = self._with_sides(ridge)
-        penalty = ridge.penalty + ridge.dropout * gram.diagonal()
-        full = self._exact(gram, cross, penalty, precision)
-        if not ridge.sparsity:
-            return _largest(full, 4 * neighbors)
-        best = full.fill_diagonal_(-torch.inf).topk(min(2 * neighbors, len(full) - 1), dim=0)
-        candidates = best.indices.T.sort(dim=1).values.numpy().astype(np.int32)
-        share = (ridge.share * penalty).astype(np.float32)
-        return slim(gram, candidates, share, ridge.sparsity)
+        if isinstance(self.gram, np.ndarray):
+            return self._exact(ridge, 4 * neighbors, precision)
+        return self._local(ridge, neighbors)
 
-    def _with_sides(self, ridge: Ridge) -> tuple[Dense, Dense]:
-        """The dense moments with those of the side rows."""
+    def _exact(self, ridge: Ridge, keep: int, precision: torch.dtype) -> sp.csr_matrix:
         gram, cross = self.gram, self.cross
         for name, weight, _ in self._sides(ridge):
             shared = np.float32(weight) * self._shared[name]
             gram = gram + shared
             cross = cross + shared if self.directed else gram
-        return gram, cross
-
-    def _exact(
-        self, gram: Dense, cross: Dense, penalty: Dense, precision: torch.dtype
-    ) -> torch.Tensor:
-        """All weights, (n_items × n_items) float32."""
+        penalty = ridge.penalty + ridge.dropout * gram.diagonal()
         full = torch.from_numpy(gram).to(precision, copy=True)
         full.diagonal().add_(torch.from_numpy(penalty).to(precision))
         factor, failed = torch.linalg.cholesky_ex(full)
@@ -125,7 +100,7 @@ class Moments:
             inverse = torch.cholesky_inverse(factor)
             weights = inverse.div_(-inverse.diagonal().clone())
             weights.fill_diagonal_(0.0)
-        return weights.float()
+        return _largest(weights.float(), keep)
 
     def _local(self, ridge: Ridge, neighbors: int) -> sp.csr_matrix:
         nothing = sp.csr_matrix((self.gram.shape[0], 1), dtype=np.float32)

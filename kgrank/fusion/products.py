@@ -26,7 +26,7 @@ def multiply(history: sp.csr_matrix, weights: sp.csr_matrix, out: Floats) -> Non
         out: (n × n_items) float32.
     """
     left, right = Rows.of(history), Rows.of(weights)
-    by_rows(lambda first, last: _multiply(first, last, left, right, out), len(out))
+    _by_rows(lambda first, last: _multiply(first, last, left, right, out), len(out))
 
 
 def add_scaled(history: sp.csr_matrix, weights: sp.csr_matrix, gate: Floats, out: Floats) -> None:
@@ -39,7 +39,7 @@ def add_scaled(history: sp.csr_matrix, weights: sp.csr_matrix, gate: Floats, out
         out: (n × n_items) float32.
     """
     left, right = Rows.of(history), Rows.of(weights)
-    by_rows(lambda first, last: _add_scaled(first, last, left, right, gate, out), len(out))
+    _by_rows(lambda first, last: _add_scaled(first, last, left, right, gate, out), len(out))
 
 
 def at_least(matrix: Floats, least: Floats) -> sp.csr_matrix:
@@ -97,7 +97,7 @@ def inner_products(matrix: Rows, items: Ints, target: int, n_columns: int) -> Fl
     return out
 
 
-def by_rows(work: Callable[[int, int], None], n_rows: int) -> None:
+def _by_rows(work: Callable[[int, int], None], n_rows: int) -> None:
     """Does the work on a part of the rows in each thread."""
     threads = min(torch.get_num_threads(), n_rows)
     if threads <= 1:

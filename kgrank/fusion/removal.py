@@ -10,8 +10,7 @@ Nothing is trained again; what an edge takes part in is worked out anew:
 | `learned` ("light") | their vectors without what the entity brought, brought to length 1 again |
 
 The change of a column is that between two closed forms over the same neighbours. For a local ridge
-the one before is the column itself; an exact one spans all items, and SLIM's descent stops early,
-so there it is close to it. SLIM's neighbours are the items with a weight. How
+the one before is the column itself; an exact one spans all items, so there it is close to it. How
 rare an entity is, sizes (but for the history's own change) and vectors of other products stay.
 """
 
@@ -204,10 +203,7 @@ class Rescorer:
                             own[place] = 0.0
                 gram += weight * (rows @ rows.T)
                 cross += weight * (rows @ own)
-        penalty = ridge.penalty + ridge.dropout * gram.diagonal()
-        if ridge.sparsity:  # of SLIM the weights above 0
-            penalty, cross = ridge.share * penalty, cross - ridge.sparsity
-        gram[np.diag_indices(len(near))] += penalty
+        gram[np.diag_indices(len(near))] += ridge.penalty + ridge.dropout * gram.diagonal()
         solved: Doubles = scipy.linalg.solve(gram, cross, assume_a="pos")
         return solved
 

@@ -30,8 +30,6 @@ PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 DROPOUTS = (0.0, 0.2, 0.5)
 SIDE_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
 DIRECTED_POWERS = (0.5, 1.0)
-SPARSITIES = (0.1, 0.3, 1.0, 3.0)
-SHARES = (0.05, 0.3, 1.0)
 WHOLE_ITEMS = 12_500  # a larger catalogue is searched on its most popular products alone
 SEARCH_ITEMS = 6_000  # so many of them
 SEARCH_CELLS = 20_000_000  # queries × items that one setting is tried on
@@ -125,10 +123,7 @@ def choose_features(trial: Trial, form: Form, learned: Decay | None = None) -> C
 
 
 def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors: int) -> Choice:
-    """Penalty, dropout, side rows and decay of an item–item channel.
-
-    Of a small catalogue, the undirected one may be SLIM's: where its weights rank better.
-    """
+    """Penalty, dropout, side rows and decay of an item–item channel."""
 
     @lru_cache(maxsize=2)
     def moments(power: float) -> Moments:
@@ -154,25 +149,13 @@ def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors:
     if has_words:
         axes["words"] = SIDE_WEIGHTS
     axes["dropout"] = DROPOUTS
+    for name, values in axes.items():
 
-    def climbed(
-        ridge: Ridge, ndcg: float, axes: Mapping[str, Sequence[float]]
-    ) -> tuple[Ridge, float]:
-        for name, values in axes.items():
+        def score(value: float, name: str = name, start: Ridge = ridge) -> float:
+            return trial.ndcg(form(replace(start, **{name: value}), power), decay)
 
-            def score(value: float, name: str = name, start: Ridge = ridge) -> float:
-                return trial.ndcg(form(replace(start, **{name: value}), power), decay)
-
-            value, ndcg = _climb(values, getattr(ridge, name), ndcg, score)
-            ridge = replace(ridge, **{name: value})
-        return ridge, ndcg
-
-    ridge, ndcg = climbed(ridge, ndcg, axes)
-    if not directed and moments(power).exact:
-        slim = replace(ridge, sparsity=1.0, share=0.3)
-        reached = trial.ndcg(form(slim, power), decay)
-        slim, reached = climbed(slim, reached, {"share": SHARES, "sparsity": SPARSITIES})
-        ridge = slim if reached > ndcg else ridge
+        value, ndcg = _climb(values, getattr(ridge, name), ndcg, score)
+        ridge = replace(ridge, **{name: value})
     decay, ndcg = trial.best_decay(form(ridge, power), decay)
     return Choice(decay, ridge, power if directed else None, ndcg)
 

@@ -93,7 +93,7 @@ def quoted(name: str) -> str:
 
 
 class Server:
-    """An open connection. Use it as a context manager, in one thread.
+    """An open connection, or several: each call has one. Use it as a context manager.
 
     Args:
         address: where.
@@ -184,7 +184,12 @@ class Server:
         self.write(lambda transaction: transaction.run(command).consume())
 
     def _session(self) -> neo4j.Session:
-        return self._driver.session(database=self.address.database, fetch_size=5000)
+        return self._driver.session(
+            database=self.address.database,
+            fetch_size=5000,
+            # a cluster's followers answer when they have what was written before
+            bookmark_manager=self._driver.execute_query_bookmark_manager,
+        )
 
     @contextmanager
     def _told(self) -> Iterator[None]:

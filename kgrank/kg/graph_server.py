@@ -13,8 +13,11 @@ export: what others relate by them is removed when the part is written next.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +31,11 @@ from kgrank.kg.storage import nodes_of_columns
 from kgrank.kg.vocabulary import Nodes
 from kgrank.progress import Progress, silent
 
+T = TypeVar("T")
+
 FORMAT = 1
 """The number of the layout."""
+_CONNECTIONS = 2  # that read at a time: while one waits, another unpacks
 
 
 def read_graph(server: Server, progress: Progress = silent) -> KnowledgeGraph:
@@ -45,40 +51,45 @@ def read_graph(server: Server, progress: Progress = silent) -> KnowledgeGraph:
     if not mark["fingerprint"]:
         mend = "Run the export again: it goes on where it stopped"
         raise refusal(server, "a graph that is not wholly written", "a whole one", mend)
-    parts = int(mark["parts"])
-    columns: list[list[Any]] = [[], [], []]
-    for part in range(parts):
-        progress("nodes", part, parts)
-        for ids, types, names in _read_nodes(server, part):
-            for column, values in zip(columns, (types, ids, names), strict=True):
-                column.append(pa.array(values, pa.large_string()))
-    progress("nodes", parts, parts)
-    types, ids, names = (pa.concat_arrays([pa.array([], pa.large_string()), *c]) for c in columns)
-    relations = [(str(name), bool(behaviour)) for name, behaviour in json.loads(mark["relations"])]
     changed = "another graph than was written"
     mend = "Somebody has changed it, or writes it just now. Export it again"
     try:
-        nodes = nodes_of_columns(types, ids, names)
-        numbers = _Numbers(nodes, relations)
-        found = [Edges.empty()]
-        for part in range(parts):
-            progress("edges", part, parts)
-            found += [
-                numbers.edges(*row) for row in _read_edges(server, part, json.loads(mark["heads"]))
-            ]
-        progress("edges", parts, parts)
-        graph = KnowledgeGraph.from_edges(
-            nodes,
-            [name for name, _ in relations],
-            np.array([behaviour for _, behaviour in relations], dtype=bool),
-            json.loads(mark["attributes"]),
-            Edges.concatenated(found),
-        )
-    except (DataError, KeyError, TypeError, ValueError) as error:
+        graph = _read(server, mark, progress)
+    except (DataError, KeyError, TypeError, ValueError) as error:  # pyarrow's are of these too
         raise refusal(server, f"{changed} ({error})", mark["fingerprint"], mend) from error
     if graph.fingerprint() != mark["fingerprint"]:
         raise refusal(server, changed, f"the fingerprint {mark['fingerprint'][:12]}", mend)
     return graph
+
+
+def _read(server: Server, mark: Mapping[str, Any], progress: Progress) -> KnowledgeGraph:
+    """The graph as it is there; many kinds of error if it is not as it was written."""
+    parts = int(mark["parts"])
+    columns: list[list[Any]] = [[], [], []]
+    for part, kinds in enumerate(_ahead(partial(_read_nodes, server), parts)):
+        progress("nodes", part, parts)
+        for kind in kinds:
+            for column, values in zip(columns, kind, strict=True):
+                column.append(pa.array(values, pa.large_string()))
+    progress("nodes", parts, parts)
+    types, ids, names = (pa.concat_arrays([pa.array([], pa.large_string()), *c]) for c in columns)
+    if not len(types) == len(ids) == len(names):
+        raise ValueError("a node without id, type or name")
+    nodes = nodes_of_columns(types, ids, names)
+    relations = [(str(name), bool(behaviour)) for name, behaviour in json.loads(mark["relations"])]
+    numbers, found = _Numbers(nodes, relations), [Edges.empty()]
+    heads = json.loads(mark["heads"])
+    for part, rows in enumerate(_ahead(partial(_read_edges, server, heads), parts)):
+        progress("edges", part, parts)
+        found += [numbers.edges(*row) for row in rows]
+    progress("edges", parts, parts)
+    return KnowledgeGraph.from_edges(
+        nodes,
+        [name for name, _ in relations],
+        np.array([behaviour for _, behaviour in relations], dtype=bool),
+        json.loads(mark["attributes"]),
+        Edges.concatenated(found),
+    )
 
 
 def refusal(server: Server, found: str, allowed: str, mend: str) -> StoreError:
@@ -116,20 +127,36 @@ RETURN type(r), r.behaviour, kind, collect(h.id), collect(t.id),
 # a list of each property, for a row an edge would take the driver far longer
 
 
-def _read_nodes(server: Server, part: int) -> Iterator[tuple[list[str], list[str], list[str]]]:
-    """Ids, types and names of the nodes of a part, for each kind."""
+def _read_nodes(server: Server, part: int) -> list[tuple[list[str], list[str], list[str]]]:
+    """Types, ids and names of the nodes of a part, for each kind."""
+    kinds = []
     for label in KINDS:
         type_ = "collect(n.type)" if label == "Entity" else "null"
         query = _READ_NODES.format(label=label, type=type_)
         for ids, types, names in server.read(query, part=part):
-            yield ids, types or [label.lower()] * len(ids), names
+            kinds.append((types or [label.lower()] * len(ids), ids, names))
+    return kinds
 
 
-def _read_edges(server: Server, part: int, heads: Sequence[str]) -> Iterator[list[Any]]:
+def _read_edges(server: Server, heads: Sequence[str], part: int) -> list[list[Any]]:
     """The edges of a part: label of the head, then a row of `EDGES_OF_PART`."""
+    rows = []
     for label in heads:
         for row in server.read(EDGES_OF_PART.format(label=label), part=part):
-            yield [label, *row]
+            rows.append([label, *row])
+    return rows
+
+
+def _ahead(work: Callable[[int], T], n: int) -> Iterator[T]:
+    """The results of `work` for 0 to n - 1: a few are asked for while others are looked at."""
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        waiting: deque[Future[T]] = deque()
+        for part in range(n):
+            waiting.append(pool.submit(work, part))
+            if len(waiting) > 2 * _CONNECTIONS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class _Numbers:

@@ -169,6 +169,7 @@ class _Reading:
         }
         triples: dict[str, list[Any]] = {n: [] for n in ("head", "relation", "tail", "weight")}
         others: set[str] = set()  # types from users to items that are no events
+        known = bool(settings.events and settings.relations)  # nothing else is asked for
         pairs = [(head, tail) for head in labels for tail in labels]
         for place, (head, tail) in enumerate(pairs):
             self.progress("server", place, len(pairs))
@@ -181,7 +182,7 @@ class _Reading:
                 f"r.{quoted(settings.value)} AS value, r.{quoted(settings.weight)} AS weight, "
                 "r.behaviour AS behaviour",
                 7,
-                types=[*settings.events, *settings.relations] if settings.relations else None,
+                types=[*settings.events, *settings.relations] if known else None,
             )
             for h, type_, t, time, value, weight, marked in zip(
                 heads, types, tails, *about, strict=True
@@ -191,9 +192,11 @@ class _Reading:
                     row = (h, t, type_, _moment(time), value)
                     for column, cell in zip(events.values(), row, strict=True):
                         column.append(cell)
-                elif not between or not settings.events or type_ in settings.relations:
-                    row = (self._id(head, h), type_, self._id(tail, t), weight, None)
-                    for column, cell in zip(triples.values(), row[:4], strict=True):
+                elif type_ in settings.relations or (
+                    not settings.relations and not (between and settings.events)
+                ):
+                    told = (self._id(head, h), type_, self._id(tail, t), weight)
+                    for column, cell in zip(triples.values(), told, strict=True):
                         column.append(cell)
                 if between and not is_event:
                     others.add(type_)

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 import typer
 
 from kgrank.errors import DataError, Fault
+from kgrank.serving.compress_cli import app as compress_app
 from kgrank.serving.faithfulness_cli import measure_reasons
 from kgrank.serving.graph_cli import app as graph_app
 from kgrank.serving.options import (
@@ -44,6 +45,7 @@ from kgrank.serving.printing import (
 )
 from kgrank.serving.rules_cli import At, RulesFile, loaded, tell_why_not, validated
 from kgrank.serving.text_cli import app as text_app
+from kgrank.serving.tune_cli import app as tune_app
 
 app = typer.Typer(
     name="kgrank",
@@ -470,4 +472,6 @@ def profile(
 
 
 app.add_typer(text_app)
+app.add_typer(compress_app)
+app.add_typer(tune_app)
 app.add_typer(graph_app, name="graph")

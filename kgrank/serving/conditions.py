@@ -292,6 +292,8 @@ class Grounds:
                 told.append(f"{place}: matches no item.{so}{self._strange(rule)}")
             elif rule.action == "exclude" and n_items == len(self.items):
                 told.append(f"{place}: matches every item. Lists are empty.")
+            elif strange := self._strange(rule):
+                told.append(f"{place}:{strange}")
             elif rule.action == "pin" and n_items > (rule.most or 1):
                 told.append(f"{place}: matches {n_items} items and pins at most {rule.most or 1}.")
             if not self.user_mask(rule, rules, now).any():

@@ -146,6 +146,31 @@ def evaluate_bundle(
     return out
 
 
+def valid_lists(
+    bundle: Bundle, tables: Tables, progress: Progress = silent
+) -> tuple[ListMetrics, npt.NDArray[np.int64]]:
+    """How well a bundle lists what each user took on valid, one value a user. No test row is read.
+
+    Args:
+        bundle: fitted with `fit.refit` off; otherwise its channels know the valid rows.
+        tables: those it was trained on.
+        progress: told of each stage.
+
+    Returns:
+        metrics of each list of new items, and whose list it is.
+
+    Raises:
+        DataError: the tables are not those of the bundle, or there is nothing on valid.
+    """
+    full, splits = _numbered(bundle, tables, "valid")
+    given = ("valid", "user", "train", "exclude", "all", full.kind_names)
+    asked = _ask(bundle, full, splits, *given)
+    scores, _ = _Lists(asked, "exclude", progress).judge(
+        _model_scores(bundle.model, "new"), "valid"
+    )
+    return scores, asked.queries.users
+
+
 def _check_options(given: Mapping[str, str]) -> None:
     for name, value in given.items():
         if value not in OPTIONS[name]:

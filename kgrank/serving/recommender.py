@@ -383,7 +383,9 @@ class Recommender:
         chosen, values = self.model.top(
             histories, spans, head, n, repeats=repeats, candidates=numbers, pick=pick
         )
-        boosts = None if pick is None else self.ruling.boosts(users, chosen, n, head)
+        boosts = None
+        if pick is not None and head in self.model.predictors:
+            boosts = self.ruling.boosts(users, chosen, n, head)
         return self._table(names, chosen, values, head, boosts)
 
     def _table(

@@ -46,6 +46,7 @@ POOL = 40
 """A list of n is spread out over the 2 · n best items, at least over POOL."""
 
 _SAMPLE = 256  # users whose scores tell how far apart scores lie
+_PLANS = 256  # plans that are kept at a time
 _LIST_ACTIONS = ("pin", "cap", "diversify")
 _VECTORS = ("learned", "embedding", "image")  # whose likeness `vectors` means: the first there is
 
@@ -177,6 +178,8 @@ class Ruling:
             without: names of rules that are left out.
             only_leave_out: only `exclude` and `only` rules are applied.
         """
+        if not len(self.rules):
+            return None
         now = self._now()
         kind_of = now.kind_of[np.asarray(users, np.int64)]
         if only_leave_out:
@@ -283,6 +286,8 @@ class Ruling:
     def _plan(self, now: _Now, kind: int, n: int, head: Head, without: frozenset[str]) -> Plan:
         key = (kind, n, head, without)
         if key not in self._plans:
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
             rules = [
                 (now.rules[r], now.items[r])
                 for r in now.kinds[kind]

@@ -88,6 +88,7 @@ _ENGLISH = _Language(
         "repeat": "you bought it before, about when you usually do",
         "trend": "it has been popular in recent weeks",
         "new": "it is new",
+        "rules": "the shop's rules push it",
     },
     unknown_channel="the channel '{channel}' speaks for it",
     relations={},
@@ -145,6 +146,7 @@ _CHINESE = _Language(
         "repeat": "您以前买过它，而且差不多到了您通常再买的时候",
         "trend": "它近几周很受欢迎",
         "new": "它是新品",
+        "rules": "店铺规则推荐它",
     },
     unknown_channel="通道“{channel}”支持它",
     relations={

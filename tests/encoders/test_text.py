@@ -56,7 +56,9 @@ class Tokens:
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.shapes: list[tuple[int, int]] = []
-        self._hook = encoder._loaded[0].register_forward_pre_hook(self._record, with_kwargs=True)
+        self._hook = encoder.loaded[0].model.register_forward_pre_hook(
+            self._record, with_kwargs=True
+        )
 
     def _record(self, model: torch.nn.Module, args: Any, inputs: dict[str, torch.Tensor]) -> None:
         self.shapes.append(tuple(inputs["input_ids"].shape))

@@ -169,17 +169,3 @@ def test_learned_vectors_are_without_what_the_entity_brought() -> None:
         for facts in ((), ((1, 0),), ((1, 0), (0, 0)))
     ]
     assert scores == pytest.approx([14 / (5 * 8**0.5), 0.6, 1.0], rel=1e-5)
-
-
-def test_of_slim_the_closed_form_over_its_neighbours_is_near_the_column() -> None:
-    of = evidence(4)
-    ridge = Ridge(penalty=3.0, dropout=0.2, entities=2.0, words=1.0, sparsity=0.5, share=0.3)
-    weights = of.linear_moments().weights(ridge, neighbors=100)
-    made = rescorer(of, Channel("linear", DECAY, ItemItem(weights)), {})
-    made = replace(made, ridges={"linear": (ridge, None)})
-    for item in range(N_ITEMS):
-        column = weights[:, [item]].toarray()[:, 0]
-        near = np.flatnonzero(column)
-        assert len(near) > 1
-        found = made._column("linear", near, item, Removed())
-        assert found == pytest.approx(column[near], abs=0.04)  # the descent stops early

@@ -194,6 +194,8 @@ def test_nodes_of_others_are_left_alone(bolt: Server) -> None:
         "CREATE (u)-[:buy {weight: 1.0, time: 5, behaviour: true}]->(i)",
         "MATCH (u:User {id: 'u1'}), (i:Item {id: 'i5'}) CREATE (u)-[:mine]->(i)",
         "MATCH (i:Item {id: 'i5'}) SET i.name = 'x'",
+        "MATCH (i:Item {id: 'i5'}) SET i.name = 5",
+        "MATCH (i:Item {id: 'i5'}) REMOVE i.name",
     ],
 )
 def test_what_others_changed_is_not_taken_for_the_graph(bolt: Server, change: str) -> None:

@@ -148,6 +148,8 @@ def test_what_was_exported_is_read_as_the_tables_it_was_of(bolt: Server, bolt_ur
     assert read.events[columns].sort_values(columns).to_numpy().tolist() == ours
     titles = dict(zip(shop.items["item_id"], shop.items["title"], strict=True))
     assert dict(zip(read.items["item_id"], read.items["title"], strict=True)) == titles
+    brands = read_server_tables(Neo4jSettings(uri=bolt_uri, relations=("brand",)))
+    assert (len(brands.events), set(brands.triples["relation"])) == (len(seen), {"brand"})
     again = KnowledgeGraph.from_tables(read)
     # attributes come as relations to entities: the same graph but for what it calls attributes
     assert again.stats().edges == graph.stats().edges

@@ -275,6 +275,10 @@ def test_what_the_shop_has_not_is_a_fault(
             rule("exclude", "items.price = { below = -5, not = true }"),
             "every item. Lists are empty",
         ),
+        (
+            rule("exclude", 'items.tags = ["red", "gren"]'),
+            "'one': No item has tags = 'gren'. Is 'green' meant?",
+        ),
         (rule("pin", 'items.tags = "red"'), "matches 2 items and pins at most 1"),
         (rule("exclude", 'items.tags = "red"', "users.age = 7"), "holds for no user"),
         (rule("exclude", 'items.tags = "red"', "until = 2026-05-31"), "was over at 2026-05-31"),

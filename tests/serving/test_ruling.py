@@ -178,6 +178,28 @@ def test_a_boost_adds_so_many_units_and_a_list_is_in_order_of_the_sums(
     assert (after.groupby("user_id")["score"].diff().fillna(0.0) <= 0.0).all()
 
 
+def test_a_boost_moves_a_product_and_not_its_probability(
+    shop_bundle: Bundle, recommender: Recommender
+) -> None:
+    pushed = shop_bundle.item_table["item_id"].iloc[:40].tolist()
+    boost = {"action": "boost", "by": 1.0, "items": {"item_id": pushed}}
+    boosted, users = under(shop_bundle, boost), ["u-ada", "0001"]
+    keys = ["user_id", "item_id"]
+    plain = recommender.recommend(users, n=299, task="purchase").set_index(keys)
+    lists = boosted.recommend(users, n=20, task="purchase").set_index(keys)
+    added = lists["score"] - plain.loc[lists.index, "score"]
+    unit = boosted.ruling.unit("purchase")
+    is_pushed = lists.index.get_level_values("item_id").isin(pushed)
+    assert is_pushed.any()
+    assert added.tolist() == pytest.approx((unit * is_pushed).tolist(), abs=1e-5)
+    same = plain.loc[lists.index, "probability"].tolist()
+    assert lists["probability"].tolist() == pytest.approx(same, rel=1e-4)
+    why = boosted.explain("u-ada", pushed[0], task="purchase")
+    assert why.contributions["rules"] == pytest.approx(unit)
+    assert why.bias + sum(why.contributions.values()) == pytest.approx(why.score)
+    assert why.prediction == recommender.explain("u-ada", pushed[0], task="purchase").prediction
+
+
 # Filling
 
 
