@@ -20,7 +20,7 @@ from kgrank.kg.building import GraphSettings
 from kgrank.kg.server_tables import Neo4jSettings, read_server_tables
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import Tables, TablesSettings, read_tables
-from kgrank.settings import LearnSettings, RulesSettings, Section
+from kgrank.settings import LearnSettings, RulesSettings, Section, WordingSettings
 from kgrank.spaces import TuneSettings
 
 
@@ -38,6 +38,7 @@ class Config(Section):
         fit: how the model is fitted.
         tasks: which kinds of events are clicks, purchases and ratings.
         learn: how its learned parts are trained.
+        wording: a shop's own words for its relations.
         pretrain: how a text encoder learns the shop's language, by `kgrank pretrain`.
         finetune: how it learns what people chose, by `kgrank finetune`.
         compress: how a text encoder is made smaller, by `kgrank compress`.
@@ -55,6 +56,7 @@ class Config(Section):
     fit: FitSettings = FitSettings()
     tasks: TaskSettings = TaskSettings()
     learn: LearnSettings = LearnSettings()
+    wording: WordingSettings = WordingSettings()
     pretrain: PretrainSettings = PretrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     compress: CompressSettings = CompressSettings()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kgrank.errors import ConfigError
 
@@ -79,6 +79,31 @@ def _unknown(kind: type[Section], loc: list[str], value: object) -> str:
 def _shown(value: object) -> str:
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+class WordingSettings(Section):
+    """The `[wording]` section: a shop's own words for the relations in reasons.
+
+    Attributes:
+        en, zh: relation → what is said in that language of a product that is tied to `{name}`,
+            and if that differs of two products: `brand = ["is made by {name}", "are made by
+            {name}"]`.
+    """
+
+    en: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    zh: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+    @field_validator("en", "zh")
+    @classmethod
+    def _one_or_two(cls, said: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for relation, templates in said.items():
+            whole = all(text.count("{name}") == 1 for text in templates)
+            if len(templates) not in (1, 2) or not whole:
+                raise ValueError(
+                    f"found {relation} = {list(templates)!r}; allowed: one or two texts, each with "
+                    "{name} once"
+                )
+        return said
 
 
 class RulesSettings(Section):

@@ -17,7 +17,8 @@ import scipy.sparse as sp
 import torch
 
 from kgrank.fusion.history import Decay
-from kgrank.fusion.products import add_scaled, multiply
+from kgrank.fusion.local_ridge import Rows
+from kgrank.fusion.products import add_scaled, entries, inner_products, multiply
 from kgrank.kg.entities import EntityVectors
 
 Floats = npt.NDArray[np.float32]
@@ -42,6 +43,10 @@ class _Sparse(ABC):
         size = sizes(scores)
         return scores.div_(size), size[:, 0].numpy()
 
+    def size(self, history: sp.csr_matrix) -> Floats:
+        """The sizes of the scores, (n) float32."""
+        return sizes(self.scores(history))[:, 0].numpy()
+
     def add_scaled(self, history: sp.csr_matrix, gate: Floats, out: torch.Tensor) -> None:
         """Add the scores over their sizes, times the gate (n_items), to `out` (n × n_items)."""
         if out.device.type == "cpu":
@@ -62,8 +67,11 @@ class ItemItem(_Sparse):
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
-        column = self.weights[items, np.full(len(items), target)]
-        return np.asarray(column, np.float32).ravel()
+        return entries(self._rows, np.asarray(items, np.int32), target)
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows.of(self.weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +89,12 @@ class SparseFeatures(_Sparse):
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
-        products = (self.values[items] @ self.values[target].T).toarray()
-        return np.asarray(products, np.float32).ravel()
+        rows, n_features = self._rows, self.values.shape[1]
+        return inner_products(rows, np.asarray(items, np.int32), target, n_features)
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows.of(self.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +105,14 @@ class DenseFeatures:
         values: V, what an item is as a product to be ranked.
         sources: S, what it is in a history; None where that is the same.
         entities: what the graph's entities are beside the items; no score needs them.
+        lengths: (2 × n_items) float32, of the rows of S and V before they were brought to length
+            1, where they are sums that entities' vectors are parts of; no score needs them.
     """
 
     values: torch.Tensor
     sources: torch.Tensor | None = None
     entities: EntityVectors | None = None
+    lengths: Floats | None = None
 
     @property
     def of_history(self) -> torch.Tensor:
@@ -114,9 +129,16 @@ class DenseFeatures:
         ‖V u‖² = uᵀ (Vᵀ V) u needs no score of any item.
         """
         users = self._users(history)
-        squares = ((users.double() @ self._gram) * users).sum(1).clamp(min=0.0)
-        size = _nonzero(torch.sqrt(squares / len(self.values)))
+        size = self._sizes(users)
         return users / size.float()[:, None], np.asarray(size.cpu(), np.float32)
+
+    def size(self, history: sp.csr_matrix) -> Floats:
+        """The sizes of the scores, (n) float32."""
+        return np.asarray(self._sizes(self._users(history)).cpu(), np.float32)
+
+    def _sizes(self, users: torch.Tensor) -> torch.Tensor:
+        squares = ((users.double() @ self._gram) * users).sum(1).clamp(min=0.0)
+        return _nonzero(torch.sqrt(squares / len(self.values)))
 
     @cached_property
     def _gram(self) -> torch.Tensor:

@@ -98,13 +98,22 @@ class Evidence:
 
     def linear_moments(self) -> Moments:
         """Of EASE: who chose this also chose that."""
-        chosen = self._recent().binary()
+        chosen = self.recent().binary()
         gram = product(chosen, chosen)
         return self._moments(gram, gram)
 
     def directed_moments(self, power: float) -> Moments:
         """Of SLIT: after these, that. Inputs are the last ten events, each (1 + age)^-power."""
-        histories = self._recent()
+        inputs, outputs = self.steps(power)
+        return self._moments(product(inputs, inputs), product(inputs, outputs))
+
+    def steps(self, power: float) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """Rows of the directed regression: what came before each event but a user's first, and it.
+
+        Returns:
+            inputs and outputs, each (n_steps × n_items) float32 CSR.
+        """
+        histories = self.recent()
         events = np.arange(len(histories.items))
         starts = histories.starts[histories.users()]
         later = events[events > starts]
@@ -115,13 +124,13 @@ class Evidence:
             (ones, histories.items[later], np.arange(len(later) + 1)),
             (len(later), histories.n_items),
         )
-        return self._moments(product(inputs, inputs), product(inputs, outputs))
+        return inputs, outputs
 
     def _moments(self, gram: Matrix, cross: Matrix) -> Moments:
         features = self.features
         return Moments(gram, cross, side_rows(features.entities), side_rows(features.words))
 
-    def _recent(self) -> Histories:
+    def recent(self) -> Histories:
         """What enters the moments: all, or each user's last events for a large catalogue."""
         histories = self.histories
         if histories.n_items <= LARGE_ITEMS:

@@ -158,10 +158,15 @@ class Histories:
 
     def weights(self, spans: Spans, decay: Decay) -> sp.csr_matrix:
         """History weights, (n_spans × n_items) float32 CSR; an item met twice adds up."""
-        flat, weights = self.event_weights(spans, decay)
+        return self.matrix(spans, *self.event_weights(spans, decay))
+
+    def matrix(
+        self, spans: Spans, flat: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]
+    ) -> sp.csr_matrix:
+        """What `event_weights` gave as (n_spans × n_items) float32 CSR."""
         starts = np.concatenate([[0], np.cumsum(spans.last - spans.first)])
         matrix = sp.csr_matrix(
-            (weights, self.items[flat], starts), (len(spans.first), self.n_items)
+            (weights.copy(), self.items[flat], starts), (len(spans.first), self.n_items)
         )
         matrix.sum_duplicates()
         return matrix

@@ -146,10 +146,16 @@ def side_rows(features: sp.csr_matrix) -> sp.csr_matrix | None:
     Returns:
         The same without the columns left out; None where nothing is known of any item.
     """
-    if features.shape[0] > LARGE_ITEMS:
-        frequency = np.bincount(features.indices, minlength=features.shape[1])
-        features = features[:, np.flatnonzero(frequency <= RARE)]
+    features = features[:, side_columns(features)]
     return features if features.nnz else None
+
+
+def side_columns(features: sp.csr_matrix) -> npt.NDArray[np.int64] | slice:
+    """The columns of the features (n_items × n_features) that make side rows."""
+    if features.shape[0] <= LARGE_ITEMS:
+        return slice(None)
+    frequency = np.bincount(features.indices, minlength=features.shape[1])
+    return np.flatnonzero(frequency <= RARE)
 
 
 def _largest(weights: torch.Tensor, keep: int) -> sp.csr_matrix:

@@ -96,7 +96,7 @@ class Learner:
         Raises:
             ModelError: training diverges, a checkpoint is damaged, or another process has ended.
         """
-        from kgrank.kg.gnn import GraphInput, graph_encoder
+        from kgrank.kg.gnn import GraphInput, LightEncoder, graph_encoder
 
         histories = evidence.histories
         words = evidence.features.words
@@ -149,8 +149,12 @@ class Learner:
         trained = loop.run()
         encoder.draw(None)
         with torch.no_grad():
-            sources, targets = encoder()
-        form = DenseFeatures(targets.cpu(), sources.cpu(), entity_vectors(encoder, graph))
+            shared = encoder.shared()
+            sources, targets = encoder(shared)
+            sums = torch.stack(encoder.sums(shared)).norm(dim=2).cpu().numpy()
+        lengths = sums if isinstance(encoder, LightEncoder) else None
+        entities = entity_vectors(encoder, graph)
+        form = DenseFeatures(targets.cpu(), sources.cpu(), entities, lengths)
         return form, module.decay(histories), trained
 
 

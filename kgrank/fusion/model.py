@@ -48,6 +48,29 @@ class EventParts:
 
 
 @dataclass(frozen=True, eq=False)
+class FoldedHistory:
+    """One history as every channel weighs it, whatever the item.
+
+    Attributes:
+        events: (n_events) event numbers, oldest first.
+        items: (n_events) item numbers.
+        weights: (n_channels × n_events) float64: what an event weighs, over the history's size.
+        own: the user's own part, the same for all items.
+    """
+
+    events: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float64]
+    own: float
+
+    @cached_property
+    def products(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """The item numbers, ascending and each once, and the place of each event's among them."""
+        found, places = np.unique(self.items, return_inverse=True)
+        return found, places
+
+
+@dataclass(frozen=True, eq=False)
 class FusedModel:
     """What scores: score(u, i) = bias_i + Σ_c g_c(i) · s_c(u, i).
 
@@ -213,19 +236,44 @@ class FusedModel:
             item: item number.
             head: which list the score is for.
         """
-        gates = self.heads[head].gates(self.side)[:, item]
+        return self.parts_of(self.folded(histories, span, head), item, head)
+
+    def folded(self, histories: Histories, span: Spans, head: Head) -> FoldedHistory:
+        """One history, ready for the parts of any number of items' scores.
+
+        Args:
+            histories, span, head: as in `parts`.
+        """
         events = np.arange(span.first[0], span.last[0])
-        factors = np.zeros((len(self.channels), len(events)))
+        weights = np.zeros((len(self.channels), len(events)))
+        for number, channel in enumerate(self.channels):
+            if len(events) and self.heads[head].weighs(number):
+                flat, decayed = histories.event_weights(span, channel.decay)
+                size = channel.form.size(histories.matrix(span, flat, decayed))
+                weights[number] = decayed.astype(np.float64) / float(size[0])
+        own = float(self.own_parts(histories, span, head)[0])
+        return FoldedHistory(events, histories.items[events], weights, own)
+
+    def parts_of(self, history: FoldedHistory, item: int, head: Head) -> EventParts:
+        """The score of an item taken apart, for a history that was folded for this head."""
+        gates, biases = self._sided(head)
+        factors = gates[:, item, None].astype(np.float64) * history.weights
         parts = np.zeros_like(factors)
-        for number, (channel, gate) in enumerate(zip(self.channels, gates, strict=True)):
-            if gate and len(events):
-                _, decayed = histories.event_weights(span, channel.decay)
-                _, size = channel.form.scaled(histories.weights(span, channel.decay))
-                factors[number] = decayed.astype(np.float64) * float(gate) / float(size[0])
-                values = channel.form.of_events(histories.items[events], item)
-                parts[number] = factors[number] * values
-        bias = float(self.bias(head)[item]) + float(self.own_parts(histories, span, head)[0])
-        return EventParts(events=events, parts=parts, bias=bias, factors=factors)
+        for number, channel in enumerate(self.channels):
+            if gates[number, item] and len(history.events):
+                parts[number] = factors[number] * channel.form.of_events(history.items, item)
+        bias = float(biases[item]) + history.own
+        return EventParts(history.events, parts, bias, factors)
+
+    def _sided(self, head: Head) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Gates (n_channels × n_items) and biases (n_items)."""
+        if head not in self._sides:
+            self._sides[head] = self.heads[head].gates(self.side), self.bias(head)
+        return self._sides[head]
+
+    @cached_property
+    def _sides(self) -> dict[Head, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        return {}
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,13 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 import torch
 
+from kgrank.kg.exchange import entity_features
+from kgrank.kg.vocabulary import USER
+
 if TYPE_CHECKING:
     from kgrank.kg.gnn import GraphEncoder, GraphInput
+    from kgrank.kg.graph import KnowledgeGraph
+    from kgrank.kg.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +92,42 @@ def entity_vectors(encoder: GraphEncoder, graph: GraphInput) -> EntityVectors:
         elif isinstance(encoder, MessageEncoder):
             parts.append(encoder.tables[kind].detach().cpu().numpy()[own[tails]])
     return EntityVectors(tuple(ids), np.concatenate(parts))
+
+
+def fact_weights(graph: KnowledgeGraph, items: Vocabulary) -> sp.csr_matrix:
+    """How strongly items are tied to entities in `GraphInput.known`, (n_items × n_columns) float32.
+
+    A column stands for a node as in `KnowledgeGraph.item_entity_matrix`; where several relations
+    lead to one node, its entry is their sum. Times the vectors of `entity_vectors` it is what facts
+    bring to an item.
+
+    Args:
+        graph: what `GraphInput` was made of.
+        items: which items are rows, in which order.
+    """
+    every = graph.edge_list()
+    knowledge = np.flatnonzero(~graph.behaviours[every.relations])
+    row_of = np.full(len(graph.nodes), -1, dtype=np.int64)
+    row_of[graph.nodes.item_nodes] = items.numbers(graph.items.array, missing="negative")
+    ends = every.heads[knowledge], every.tails[knowledge]
+    own, others = np.concatenate(ends), np.concatenate(ends[::-1])
+    ways = 2 * every.relations[knowledge].astype(np.int64)
+    facts = np.concatenate([ways, ways + 1]) * len(graph.nodes) + others
+    kept = (row_of[own] >= 0) & (graph.nodes.types[others] != USER)
+    said, places = np.unique(facts[kept], return_inverse=True)
+    weights = np.tile(every.weights[knowledge], 2)[kept]
+    known = sp.csr_matrix(
+        (weights, (row_of[own[kept]], places)), (len(items), len(said)), dtype=np.float32
+    )
+    known.sum_duplicates()
+    known = entity_features(known)
+    columns = graph.item_entity_matrix(items).columns
+    nodes = said % len(graph.nodes)
+    column = np.minimum(np.searchsorted(columns, nodes), max(len(columns) - 1, 0))
+    listed = np.flatnonzero(columns[column] == nodes) if len(columns) else np.empty(0, np.int64)
+    ones = np.ones(len(listed), np.float32)
+    to_columns = sp.csr_matrix((ones, (listed, column[listed])), (len(said), len(columns)))
+    return sp.csr_matrix(known @ to_columns, dtype=np.float32)
 
 
 def _means(graph: GraphInput) -> sp.csr_matrix:

@@ -185,11 +185,16 @@ class GraphEncoder(nn.Module, ABC):
         Args:
             shared: what `shared` gave before; worked out if None.
         """
-        shared = self.shared() if shared is None else shared
-        return (
-            nn.functional.normalize(self.source * self.met + shared, dim=1),
-            nn.functional.normalize(self.target * self.met + shared, dim=1),
-        )
+        source, target = self.sums(self.shared() if shared is None else shared)
+        return nn.functional.normalize(source, dim=1), nn.functional.normalize(target, dim=1)
+
+    def sums(self, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """Sources and targets before they are brought to length 1, each (n_items × dim).
+
+        Args:
+            shared: what `shared` gave.
+        """
+        return self.source * self.met + shared, self.target * self.met + shared
 
     def draw(self, epoch: int | None) -> None:
         """Choose the behaviours that are walked in this epoch; all of them if None."""

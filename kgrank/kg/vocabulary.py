@@ -117,6 +117,26 @@ class Vocabulary:
             raise self._unknown(array.filter(pa.array(numbers < 0)).unique().to_pylist())
         return numbers
 
+    def number(self, id_: str) -> int:
+        """The number of one id, without an array.
+
+        Raises:
+            UnknownIdError: the id is unknown.
+        """
+        number = self._number_of.get(id_)
+        if number is None:
+            raise self._unknown([id_])
+        return number
+
+    def id(self, number: int) -> str:
+        """The id of one number, without an array.
+
+        Raises:
+            IndexError: the number is not below `len(self)`.
+        """
+        id_: str = self.array[number].as_py()
+        return id_
+
     def _unknown(self, ids: list[str]) -> UnknownIdError:
         shown = ", ".join(repr(id_) for id_ in ids[:5]) + (", …" if len(ids) > 5 else "")
         known = f"the {len(self)} known ids" if len(self) else "none (the vocabulary is empty)"

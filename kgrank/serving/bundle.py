@@ -184,6 +184,8 @@ class Bundle:
                     arrays["vectors"][f"{name}.sources"] = form.sources.cpu().numpy()
                 if form.entities is not None:
                     form.entities.save(folder / _entities(name))
+                if form.lengths is not None:
+                    arrays["vectors"][f"{name}.lengths"] = form.lengths
             else:
                 sparse = form.weights if isinstance(form, ItemItem) else form.values
                 file = arrays["item_item" if isinstance(form, ItemItem) else "features"]
@@ -308,6 +310,7 @@ def _form(
             torch.from_numpy(arrays[name]),
             None if sources is None else torch.from_numpy(sources),
             entities,
+            arrays.get(f"{name}.lengths"),
         )
     data = arrays[f"{name}.data"]
     shape = tuple(int(n) for n in arrays[f"{name}.shape"])

@@ -19,6 +19,7 @@ import typer
 
 from kgrank.errors import DataError, Fault
 from kgrank.serving.compress_cli import app as compress_app
+from kgrank.serving.faithfulness_cli import measure_reasons
 from kgrank.serving.graph_cli import app as graph_app
 from kgrank.serving.options import (
     BundlePath,
@@ -58,6 +59,11 @@ Item = Annotated[str, typer.Option("--item", help="An item id, to the letter.")]
 Repeats = Literal["exclude", "allow", "only"]
 RepeatsOption = Annotated[
     Repeats, typer.Option(help="May a list hold what the user has met? Only that?")
+]
+
+Language = Annotated[Literal["en", "zh"], typer.Option(help="Of the text.")]
+Anonymous = Annotated[
+    bool, typer.Option("--anonymous", help="Leave other users' ids out of the paths.")
 ]
 
 
@@ -242,10 +248,17 @@ def evaluate(
     source: Annotated[
         Path | None, typer.Option(help="The tables, if they are not where they were.")
     ] = None,
+    explanations: Annotated[
+        bool, typer.Option("--explanations", help="Measure the reasons instead of the lists.")
+    ] = False,
+    sample: Annotated[int, typer.Option(min=1, help="Users whose reasons are measured.")] = 200,
     task: TaskOption = "rank",
     as_json: Json = False,
 ) -> None:
     """Measure the lists on rows that the bundle has not seen, beside popularity and EASE."""
+    if explanations:
+        measure_reasons(bundle, sample, as_json)
+        return
     with faults_told(as_json), progress_on_stderr() as progress:
         from kgrank.serving.bundle import Bundle
         from kgrank.serving.evaluating import evaluate_bundle
@@ -287,13 +300,19 @@ def rank(
         Literal["error", "skip"], typer.Option(help="What a user unknown to the bundle does.")
     ] = "error",
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a killed job.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Write why beside each row: text, and paths as JSON.")
+    ] = False,
+    paths: Annotated[int, typer.Option(min=0, help="At most so many paths a row.")] = 3,
+    language: Language = "en",
+    anonymous: Anonymous = False,
     rules: RulesFile = None,
     at: At = None,
     as_json: Json = False,
 ) -> None:
     """Write the lists of many users as Parquet parts and a manifest."""
     with faults_told(as_json), progress_on_stderr() as progress:
-        from kgrank.serving.ranking import rank_users, read_user_ids
+        from kgrank.serving.ranking import Reasons, rank_users, read_user_ids
 
         user_ids = None if users is None else read_user_ids(users)
         manifest = rank_users(
@@ -305,6 +324,7 @@ def rank(
             task=task,
             unknown=unknown,
             resume=resume,
+            reasons=Reasons(paths, language, anonymous) if explain else None,
             progress=progress,
         )
     if as_json:
@@ -364,11 +384,12 @@ def explain(
         str | None, typer.Option(metavar="ITEM", help="Tell why this item is not on the list.")
     ] = None,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Length of that list.")] = 10,
-    paths: Annotated[int, typer.Option(min=0, help="At most so many graph paths.")] = 3,
+    paths: Annotated[int, typer.Option(min=0, help="At most so many paths.")] = 3,
     format: Annotated[
         Literal["text", "json", "html", "svg"], typer.Option(help="What to print.")
     ] = "text",
-    language: Annotated[Literal["en", "zh"], typer.Option(help="Of the text.")] = "en",
+    language: Language = "en",
+    anonymous: Anonymous = False,
     task: TaskOption = "rank",
     rules: RulesFile = None,
     at: At = None,
@@ -387,7 +408,9 @@ def explain(
         raise typer.BadParameter("name either --item or --why-not.", param_hint="--item")
     with faults_told(as_json):
         recommender = loaded(bundle, rules, at)
-        why = recommender.explain(user, item, max_paths=paths, language=language, task=task)
+        why = recommender.explain(
+            user, item, max_paths=paths, language=language, anonymous=anonymous, task=task
+        )
         names = recommender.bundle.names
     if as_json:
         print_json(asdict(why))

@@ -25,6 +25,7 @@ from kgrank.serving.wording import event_words, percent, relation_words, share
 NAME_SIZE, NOTE_SIZE = 13.0, 11.0  # px
 NAME_CELLS, NAME_LINES = 20, 2  # a wide (CJK) character is two cells
 LINE_HEIGHT, NODE_GAP, MARGIN = 17.0, 26.0, 20.0  # px
+OTHER = "another customer"
 LANE = "lane"  # stands for a node where a line passes through a layer
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -107,17 +108,22 @@ def draw_paths(explanation: Explanation) -> str:
 def path_texts(explanation: Explanation) -> tuple[str, ...]:
     """Each path as one line: "ann —bought→ Pan —brand→ Nordfell ←brand— Lid (12%)".
 
-    The arrows point as the edges are stored.
+    The arrows point as the edges are stored. Another user is "another customer".
     """
     said = []
     for path in explanation.paths:
         text = path.nodes[0].name or path.nodes[0].id
-        for edge, (left, right) in zip(path.edges, pairwise(path.nodes), strict=True):
+        steps = zip(path.edges, path.backward(), pairwise(path.nodes), strict=True)
+        for edge, back, (left, right) in steps:
             label = _relation(edge, left, right)
-            arrow = f"←{label}—" if _runs_back(edge, left, right) else f"—{label}→"
-            text += f" {arrow} {right.name or right.id}"
+            arrow = f"←{label}—" if back else f"—{label}→"
+            text += f" {arrow} {_called(right)}"
         part = share(path.contribution, explanation.bias, explanation.contributions)
-        said.append(f"{text} ({percent(part)})")
+        more = ""
+        if path.others:
+            together = share(path.together, explanation.bias, explanation.contributions)
+            more = f"; with {path.others} more like it {percent(together)}"
+        said.append(f"{text} ({percent(part)}{more})")
     return tuple(said)
 
 
@@ -155,8 +161,9 @@ def _wrapped(text: str, lines: int) -> tuple[str, ...]:
     return tuple(wrapped) or ("",)
 
 
-def _runs_back(edge: PathEdge, left: PathNode, right: PathNode) -> bool:
-    return edge.head == right.id and edge.tail == left.id
+def _called(node: PathNode) -> str:
+    """A node's name after the first; another user's is nobody's business."""
+    return OTHER if node.type == "user" else node.name.strip() or node.id
 
 
 def _relation(edge: PathEdge, left: PathNode, right: PathNode) -> str:
@@ -201,10 +208,11 @@ def _lines(paths: Sequence[Path], keyed: Sequence[Sequence[Key]]) -> dict[Link, 
     """The lines to draw, by the pair of nodes they join; those of the first path first."""
     lines: defaultdict[Link, _Line] = defaultdict(_Line)
     for path, keys in zip(paths, keyed, strict=True):
-        steps = zip(path.edges, pairwise(path.nodes), pairwise(keys), strict=True)
-        for edge, (left, right), link in steps:
-            lines[link].contribution += path.contribution
-            label = ("← " if _runs_back(edge, left, right) else "") + _relation(edge, left, right)
+        pairs = zip(pairwise(path.nodes), pairwise(keys), strict=True)
+        steps = zip(path.edges, path.backward(), pairs, strict=True)
+        for edge, back, ((left, right), link) in steps:
+            lines[link].contribution += path.together
+            label = ("← " if back else "") + _relation(edge, left, right)
             if label not in lines[link].relations:
                 lines[link].relations.append(label)
     return dict(lines)
@@ -256,13 +264,15 @@ def _boxes(
     """A box for each node and lane, not yet placed; four looks of entities, then again."""
     boxes: dict[Key, _Box] = {}
     looks = {"user": "user", "item": "item"}
-    nodes = (node for path in paths for node in path.nodes)
-    for key, node in zip(chain.from_iterable(keyed), nodes, strict=True):
+    nodes = ((path, place, node) for path in paths for place, node in enumerate(path.nodes))
+    for key, (path, place, node) in zip(chain.from_iterable(keyed), nodes, strict=True):
         look = looks.setdefault(node.type, f"e{(len(looks) - 2) % 4}")
         note = "product" if node.type == "item" else _wrapped(relation_words(node.type), 1)[0]
         if key == keyed[0][-1]:
             look, note = "goal", "recommended"
-        name = node.name.strip() or node.id
+        name = _called(node) if place else node.name.strip() or node.id
+        if place and node.type == "user" and path.others:
+            name = f"{path.others + 1} other customers"
         lines = _wrapped(name, NAME_LINES)
         width = max(text_width(line, NAME_SIZE) for line in lines)
         width = max(90.0, max(width, text_width(note, NOTE_SIZE)) + 38)

@@ -1,170 +1,141 @@
-"""Taking a score apart: by channel, by history event, and along the graph paths that carried it."""
+"""Taking a score apart: by channel, by history event, and along the paths that carried it."""
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
 
-from kgrank.fusion.channels import SparseFeatures
-from kgrank.fusion.model import EventParts, FusedModel, Head
-from kgrank.kg.vocabulary import Node
+import numpy as np
+
+from kgrank.errors import ModelError
+from kgrank.fusion.history import Histories, Spans
+from kgrank.fusion.model import EventParts, FoldedHistory, FusedModel, Head
 from kgrank.serving.bundle import Bundle
-from kgrank.serving.explanation import EventShare, Explanation, Path, PathEdge, PathNode
+from kgrank.serving.explanation import TOLERANCE, EventShare, Explanation, Path, Remainder
+from kgrank.serving.paths import FoundPaths, PathFinder
 from kgrank.serving.wording import describe
 
-
-def explain(
-    bundle: Bundle,
-    model: FusedModel,
-    user_id: str,
-    item_id: str,
-    max_paths: int,
-    head: Head | None,
-    language: str,
-) -> Explanation:
-    """See `Recommender.explain`."""
-    user, item = int(bundle.users.numbers([user_id])[0]), int(bundle.items.numbers([item_id])[0])
-    histories = bundle.histories
-    span = histories.of_users(np.array([user]))
-    if head is None:
-        met = histories.items[span.first[0] : span.last[0]]
-        head = "all" if item in met else "new"
-    parts = model.parts(histories, span, item, head)
-    contributions = {
-        channel.name: float(part)
-        for channel, part in zip(model.channels, parts.parts.sum(axis=1), strict=True)
-    }
-    events = _event_shares(bundle, parts)
-    paths = tuple(graph_paths(bundle, model, user_id, item, parts, max_paths))
-    predictor = model.predictors.get(head)
-    text = describe(
-        bias=parts.bias if predictor is None else _above_mean(model.bias(head), item),
-        contributions=contributions,
-        events=events,
-        paths=paths,
-        item_names=bundle.names,
-        is_new=bool(model.side.cold[item]),
-        language=language,
-    )
-    return Explanation(
-        user_id=user_id,
-        item_id=item_id,
-        score=parts.score,
-        bias=parts.bias,
-        contributions=contributions,
-        events=events,
-        paths=paths,
-        rules=(),
-        text=text,
-        task="rank" if predictor is None else head,
-        prediction=None if predictor is None else float(predictor.link(parts.score)),
-    )
+CHECKED = 250  # explanations of which one is held against the score of a list
 
 
-def _above_mean(bias: np.ndarray, item: int) -> float:
-    """What the item gets from everybody beyond the mean item."""
-    return float(bias[item] - bias.mean())
+@dataclass(frozen=True, eq=False)
+class Explainer:
+    """Takes scores of one model apart; what that needs is made once, when first asked for."""
+
+    bundle: Bundle
+    model: FusedModel
+
+    def explain(
+        self,
+        user_id: str,
+        item_ids: Sequence[str],
+        *,
+        max_paths: int = 3,
+        head: Head | None = None,
+        language: str = "en",
+        anonymous: bool = False,
+    ) -> Iterator[Explanation]:
+        """See `Recommender.explain`; for several items of one user, whose history is folded once.
+
+        Raises:
+            ModelError: a split does not add up, or, of every CHECKED-th score, the sum is not what
+                lists are made of. That is a fault in kgrank.
+        """
+        bundle, histories = self.bundle, self.bundle.histories
+        user = bundle.users.number(user_id)
+        span = histories.of_users(np.array([user]))
+        met = set(histories.items[span.first[0] : span.last[0]].tolist())
+        met_ids = bundle.items.ids(histories.items[span.first[0] : span.last[0]]).tolist()
+        folded: dict[Head, FoldedHistory] = {}
+        for item_id, item in [(item_id, bundle.items.number(item_id)) for item_id in item_ids]:
+            of: Head = head or ("all" if item in met else "new")
+            if of not in folded:
+                folded[of] = self.model.folded(histories, span, of)
+            parts = self.model.parts_of(folded[of], item, of)
+            found = self.paths.find(parts, folded[of], item, user)
+            paths = self.paths.shown(
+                found, self.paths.choose(found, max_paths), user_id, item, anonymous=anonymous
+            )
+            why = self._explanation(user_id, item_id, parts, found, paths, met_ids)
+            predictor = self.model.predictors.get(of)
+            if predictor is not None:
+                why = replace(why, task=of, prediction=float(predictor.link(parts.score)))
+            why.check()
+            if next(self._count) % CHECKED == 0:
+                self._check_score(why, span, item, of)
+            yield replace(
+                why,
+                text=describe(
+                    bias=why.bias if predictor is None else self._above_mean(item, of),
+                    contributions=why.contributions,
+                    events=why.events,
+                    paths=why.paths,
+                    item_names=bundle.names,
+                    is_new=bool(self.model.side.cold[item]),
+                    language=language,
+                    settings=bundle.config.wording,
+                ),
+            )
+
+    @cached_property
+    def paths(self) -> PathFinder:
+        """What finds the paths."""
+        return PathFinder(self.bundle)
+
+    @cached_property
+    def _count(self) -> Iterator[int]:
+        return count()
+
+    def _explanation(
+        self,
+        user_id: str,
+        item_id: str,
+        parts: EventParts,
+        found: FoundPaths,
+        paths: tuple[Path, ...],
+        met_ids: list[str],
+    ) -> Explanation:
+        brought, by_paths = parts.parts.sum(axis=1), found.of_channels.sum(axis=1)
+        names = [channel.name for channel in self.model.channels]
+        sums = zip(names, brought.tolist(), by_paths.tolist(), strict=True)
+        return Explanation(
+            user_id=user_id,
+            item_id=item_id,
+            score=parts.score,
+            bias=parts.bias,
+            contributions=dict(zip(names, brought.tolist(), strict=True)),
+            events=_event_shares(self.bundle.histories, parts, met_ids),
+            paths=paths,
+            rules=(),
+            text="",
+            remainder={name: Remainder(of, whole - of) for name, whole, of in sums},
+        )
+
+    def _above_mean(self, item: int, head: Head) -> float:
+        """What the item gets from everybody beyond the mean item."""
+        bias = self.model.bias(head)
+        return float(bias[item] - bias.mean())
+
+    def _check_score(self, why: Explanation, span: Spans, item: int, head: Head) -> None:
+        """Raise unless the score is the one that lists are made of, to TOLERANCE."""
+        score = float(self.model.scores(self.bundle.histories, span, head)[0, item])
+        moved = abs(why.bias) + sum(map(abs, why.contributions.values()))
+        if not abs(score - why.score) <= TOLERANCE * moved + 1e-6:
+            raise ModelError(
+                f"internal error: why {why.item_id!r} for {why.user_id!r}: found parts that sum to "
+                f"{why.score!r}; allowed: the score {score!r}. Please report it."
+            )
 
 
-def _event_shares(bundle: Bundle, parts: EventParts) -> tuple[EventShare, ...]:
-    histories = bundle.histories
+def _event_shares(
+    histories: Histories, parts: EventParts, item_ids: list[str]
+) -> tuple[EventShare, ...]:
     brought = parts.parts.sum(axis=0)
-    order = np.argsort(-brought, kind="stable")
-    items = bundle.items.ids(histories.items[parts.events])
-    kinds = histories.kinds[parts.events]
+    order = np.argsort(-brought, kind="stable").tolist()
+    kinds, shares = histories.kinds[parts.events].tolist(), brought.tolist()
     return tuple(
-        EventShare(str(items[e]), histories.kind_names[kinds[e]], float(brought[e])) for e in order
+        EventShare(item_ids[event], histories.kind_names[kinds[event]], shares[event])
+        for event in order
     )
-
-
-def graph_paths(
-    bundle: Bundle, model: FusedModel, user_id: str, item: int, parts: EventParts, n: int
-) -> list[Path]:
-    """The paths user → product → entity → product that carried the graph channel's part.
-
-    Each (product, entity) pair carries factor × F[product, entity] × F[item, entity]; all of them
-    sum to the channel's contribution. What is returned are at most n of them, strongest first, no
-    two through the same entity, and over different products of the history where those carry at
-    least a tenth of the strongest; one that carries less than a hundredth is not shown.
-    """
-    numbers = [n for n, channel in enumerate(model.channels) if channel.name == "graph"]
-    form = model.channels[numbers[0]].form if numbers else None
-    if not isinstance(form, SparseFeatures) or not len(parts.events):
-        return []
-    shares = path_shares(bundle, form, item, parts.factors[numbers[0]], parts.events)
-    shares = shares[shares["share"] > 0.0].sort_values("share", ascending=False, kind="stable")
-    if shares.empty:
-        return []
-    strongest = shares["share"].iloc[0]
-    shares = shares[shares["share"] >= strongest / 100.0]
-    notable = shares[shares["share"] >= strongest / 10.0]
-    chosen: dict[int, tuple[int, float]] = {}  # entity → product, share
-    for rows, once in ((notable, True), (shares, False)):
-        for of, entity, share in rows.itertuples(index=False):
-            used = {product for product, _ in chosen.values()} if once else ()
-            if len(chosen) < n and entity not in chosen and of not in used:
-                chosen[entity] = (of, share)
-    ranked = sorted(chosen.items(), key=lambda entry: -entry[1][1])
-    return [
-        _path(bundle, user_id, of, entity, item, share, parts.events)
-        for entity, (of, share) in ranked
-    ]
-
-
-def path_shares(
-    bundle: Bundle,
-    form: SparseFeatures,
-    item: int,
-    factors: np.ndarray,
-    events: np.ndarray,
-) -> pd.DataFrame:
-    """Every path's share of the graph channel's contribution: `item`, `entity`, `share`.
-
-    Args:
-        bundle: for the histories.
-        form: the graph channel's features.
-        item: the product explained.
-        factors: (n_events) what each event's product is multiplied by.
-        events: (n_events) event numbers.
-    """
-    items = bundle.histories.items[events]
-    own = form.values[item]
-    rows = form.values[items][:, own.indices].tocoo()
-    share = factors[rows.row] * rows.data * own.data[rows.col]
-    table = pd.DataFrame({"item": items[rows.row], "entity": own.indices[rows.col], "share": share})
-    return table.groupby(["item", "entity"], as_index=False, sort=True)[["share"]].sum()
-
-
-def _path(
-    bundle: Bundle,
-    user_id: str,
-    of: int,
-    column: int,
-    item: int,
-    share: float,
-    events: np.ndarray,
-) -> Path:
-    graph, entities = bundle.graph, bundle.item_entities
-    kinds = bundle.histories.kinds[events[bundle.histories.items[events] == of]]
-    kind = bundle.histories.kind_names[int(np.bincount(kinds).argmax())]
-    first, last = (_path_edge(bundle, int(entities.edges_at(row, column)[0])) for row in (of, item))
-    of_id, item_id = (str(i) for i in bundle.items.ids(np.array([of, item])))
-    middle = graph.node(int(entities.columns[column]))
-    nodes = (
-        graph.node(graph.node_number("user", user_id)),
-        graph.node(graph.node_number("item", of_id)),
-        middle,
-        graph.node(graph.node_number("item", item_id)),
-    )
-    edges = (PathEdge(kind, user_id, of_id), first, last)
-    return Path(tuple(map(_path_node, nodes)), edges, float(share))
-
-
-def _path_node(node: Node) -> PathNode:
-    return PathNode(node.id, node.type, node.name)
-
-
-def _path_edge(bundle: Bundle, number: int) -> PathEdge:
-    edge = bundle.graph.edge(number)
-    head, tail = bundle.graph.node(edge.head), bundle.graph.node(edge.tail)
-    return PathEdge(edge.relation, head.id, tail.id)

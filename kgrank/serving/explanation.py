@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from kgrank.errors import ModelError
+
+TOLERANCE = 1e-4  # of everything that moved the score; within that the parts add up to it
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,66 @@ class PathEdge:
 
 @dataclass(frozen=True)
 class Path:
-    """A way from the user to the product, and the part of the score that it carried."""
+    """A way from the user to the product, and the part of the score that it carried.
+
+    Of paths that differ in nothing but the other user whom they run over, one stands for all.
+
+    Attributes:
+        contribution: what this path alone carried, over all channels.
+        channels: channel → what it carried there; the sum is `contribution`.
+        others: how many further paths over the same product and another user there are.
+        others_contribution: what those carried together.
+        cypher: a query that finds the path in the graph's Neo4j export; "" for a path whose
+            users are hidden.
+    """
 
     nodes: tuple[PathNode, ...]
     edges: tuple[PathEdge, ...]
     contribution: float
+    channels: dict[str, float] = field(default_factory=dict)
+    others: int = 0
+    others_contribution: float = 0.0
+    cypher: str = ""
+
+    @property
+    def together(self) -> float:
+        """What the path and those that it stands for carried."""
+        return self.contribution + self.others_contribution
+
+    @property
+    def over_user(self) -> bool:
+        """Whether it runs over another user."""
+        return any(node.type == "user" for node in self.nodes[1:])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The path as JSON has it (`dataclasses.asdict` takes four times as long)."""
+        return {
+            **vars(self),
+            "nodes": [vars(node) for node in self.nodes],
+            "edges": [vars(edge) for edge in self.edges],
+        }
+
+    def backward(self) -> tuple[bool, ...]:
+        """Of each edge whether it is stored against the path; an edge at a user leaves it."""
+        return tuple(
+            right.type == "user"
+            or (left.type != "user" and edge.head == right.id and edge.tail == left.id)
+            for edge, (left, right) in zip(self.edges, pairwise(self.nodes), strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """A channel's contribution = `paths` + `without_path`.
+
+    Attributes:
+        paths: what all its paths carried, those that are not shown too.
+        without_path: what has no path, up or down: shared words, what a user's own rows or the
+            limits of the weights say, what entities that are not shared say of each other.
+    """
+
+    paths: float
+    without_path: float
 
 
 @dataclass(frozen=True)
@@ -74,6 +135,7 @@ class Explanation:
         text: the reason in words.
         task: whose score it is: "rank", "click", "purchase" or "rating".
         prediction: what the head makes of the score: a probability or a rating; None for "rank".
+        remainder: channel → what of its contribution its paths carried, and what has none.
     """
 
     user_id: str
@@ -87,3 +149,29 @@ class Explanation:
     text: str
     task: str = "rank"
     prediction: float | None = None
+    remainder: dict[str, Remainder] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise unless every split adds up, to TOLERANCE of all that moved the score.
+
+        Raises:
+            ModelError: a sum is off. That is a fault in kgrank.
+        """
+        total = sum(self.contributions.values())
+        of_events = total - self.contributions.get("rules", 0.0)
+        splits = {
+            "channels": (self.bias + total, self.score),
+            "events": (sum(event.contribution for event in self.events), of_events),
+        }
+        for channel, rest in self.remainder.items():
+            whole = self.contributions[channel]
+            splits[f"paths of {channel}"] = (rest.paths + rest.without_path, whole)
+            shown = sum(path.channels.get(channel, 0.0) for path in self.paths)
+            splits[f"shown paths of {channel}"] = (max(shown, rest.paths), rest.paths)
+        moved = abs(self.bias) + sum(map(abs, self.contributions.values()))
+        for name, (found, wanted) in splits.items():
+            if not abs(found - wanted) <= TOLERANCE * moved + 1e-9:
+                raise ModelError(
+                    f"internal error: why {self.item_id!r} for {self.user_id!r}: found a sum of "
+                    f"{name} of {found!r}; allowed: {wanted!r}. Please report it."
+                )

@@ -188,12 +188,18 @@ def print_explanation(explanation: Explanation, names: Mapping[str, str]) -> Non
     title = names.get(explanation.item_id, explanation.item_id)
     print(_shown(f"{explanation.item_id} {title} for {explanation.user_id}"))
     print(_shown(explanation.text))
-    parts = [("bias", explanation.bias), *explanation.contributions.items()]
-    rows = [*parts, ("score", explanation.score)]
+    rest = explanation.remainder
+    parts = [
+        (name, part, rest[name].paths, rest[name].without_path)
+        if name in rest
+        else (name, part, None, None)
+        for name, part in (("bias", explanation.bias), *explanation.contributions.items())
+    ]
+    rows = [*parts, ("score", explanation.score, None, None)]
     if explanation.prediction is not None:
         predicted = "rating" if explanation.task == "rating" else "probability"
-        rows.append((f"{predicted} ({explanation.task})", explanation.prediction))
-    print_table(("channel", "contribution"), rows)
+        rows.append((f"{predicted} ({explanation.task})", explanation.prediction, None, None))
+    print_table(("channel", "contribution", "over paths", "without a path"), rows)
     events = [
         (event.item_id, names.get(event.item_id, ""), event.event, event.contribution)
         for event in explanation.events[:10]

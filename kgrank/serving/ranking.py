@@ -2,7 +2,8 @@
 
     out/
       part-00000.parquet    user_id, item_id (string), score (float32), rank (int32, from 1); a task
-                            but "rank" adds probability or rating (float64) after the score
+                            but "rank" adds probability or rating (float64) after the score;
+                            reasons add text, paths (string: what `explain --json` has of them)
       …
       manifest.json         the job, and the users, rows and sha256 of every finished part
 
@@ -18,8 +19,10 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from hashlib import file_digest, sha256
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +38,7 @@ from kgrank.files import sync
 from kgrank.fusion.model import Repeats, Task
 from kgrank.kg.reading import read_file
 from kgrank.progress import Progress, silent
+from kgrank.serving.effects import with_rules
 from kgrank.serving.recommender import Recommender, task_head
 
 if TYPE_CHECKING:
@@ -47,6 +51,21 @@ SCHEMA = pa.schema(
 
 _MANIFEST, _TEMPORARY = "manifest.json", ".tmp"
 _TABLES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What is written beside each row of a list.
+
+    Attributes:
+        paths: at most so many paths.
+        language: of the text.
+        anonymous: whether the ids of other users are left out of the paths.
+    """
+
+    paths: int = 3
+    language: Literal["en", "zh"] = "en"
+    anonymous: bool = False
 
 
 def read_user_ids(path: Path) -> tuple[str, ...]:
@@ -92,12 +111,16 @@ def _file_fault(path: Path, found: str, allowed: str) -> DataError:
     return DataError([Fault(path.name, None, None, found, allowed, "Correct the file.")])
 
 
-def schema_of(task: Task) -> pa.Schema:
-    """The columns of the parts of a task."""
-    if task == "rank":
-        return SCHEMA
-    name = "rating" if task == "rating" else "probability"
-    return SCHEMA.insert(3, pa.field(name, pa.float64()))
+def schema_of(task: Task, with_reasons: bool = False) -> pa.Schema:
+    """The columns of the parts of a task, with reasons or without."""
+    schema = SCHEMA
+    if task != "rank":
+        name = "rating" if task == "rating" else "probability"
+        schema = schema.insert(3, pa.field(name, pa.float64()))
+    if with_reasons:
+        for name in ("text", "paths"):
+            schema = schema.append(pa.field(name, pa.string()))
+    return schema
 
 
 def rank_partition(
@@ -106,17 +129,42 @@ def rank_partition(
     n: int,
     repeats: Repeats,
     task: Task = "rank",
+    reasons: Reasons | None = None,
 ) -> pd.DataFrame:
     """The lists of some users: `user_id`, `item_id`, `score` (float32), `rank` (int32, from 1).
 
-    A task but "rank" adds `probability` or `rating` (float64). It reads nothing but the bundle, so
-    partitions may be ranked in any order, anywhere.
+    A task but "rank" adds `probability` or `rating` (float64), reasons add `text`, and `paths` as
+    JSON. It reads nothing but the bundle, so partitions may be ranked in any order, anywhere.
 
     Raises:
         UnknownIdError: a user that the bundle does not know.
     """
     lists = recommender.recommend(user_ids, n=n, repeats=repeats, task=task)
-    return lists.astype({"score": np.float32, "rank": np.int32})
+    lists = lists.astype({"score": np.float32, "rank": np.int32})
+    return lists if reasons is None else _explained(recommender, lists, repeats, task, reasons)
+
+
+def _explained(
+    recommender: Recommender, lists: pd.DataFrame, repeats: Repeats, task: Task, reasons: Reasons
+) -> pd.DataFrame:
+    texts: list[str] = []
+    paths: list[str] = []
+    head = task_head(recommender.bundle, task, repeats)
+    pairs = zip(lists["user_id"].tolist(), lists["item_id"].tolist(), strict=True)
+    for user_id, rows in groupby(pairs, itemgetter(0)):
+        for why in recommender.explainer.explain(
+            user_id,
+            [item_id for _, item_id in rows],
+            max_paths=reasons.paths,
+            head=head,
+            language=reasons.language,
+            anonymous=reasons.anonymous,
+        ):
+            ruled = with_rules(why, recommender.ruling, repeats, head, reasons.language)
+            texts.append(ruled.text)
+            paths.append(json.dumps([path.as_dict() for path in why.paths], ensure_ascii=False))
+    columns = {"text": texts, "paths": paths}
+    return lists.assign(**{name: pd.Series(of, dtype="str") for name, of in columns.items()})
 
 
 def rank_users(
@@ -130,6 +178,7 @@ def rank_users(
     unknown: Literal["error", "skip"] = "error",
     resume: bool = False,
     part_users: int = 4096,
+    reasons: Reasons | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Rank for many users and write the lists as Parquet; nothing is written before all is checked.
@@ -144,12 +193,14 @@ def rank_users(
             leaves the user out and counts it.
         resume: keep the finished parts that are in `out`, and go on after them.
         part_users: users a part.
+        reasons: write why beside each row; if None, none are.
         progress: told ("ranking", users done, users).
 
     Returns:
         the manifest: `bundle` (a hash of everything that lists depend on), `n`, `repeats`, `task`,
-        `users`, `users_sha256`, `skipped_users`, `rows`, `parts` and `complete`; and `rules`, the
-        names of those in force when the job began, where there are any.
+        `reasons` (null, or what is written of them), `users`, `users_sha256`, `skipped_users`,
+        `rows`, `parts` and `complete`; and `rules`, the names of those in force when the job began,
+        where there are any.
 
     Raises:
         ConfigError: a setting is out of range, `out` holds something else, or another job is
@@ -171,6 +222,7 @@ def rank_users(
         "bundle": fingerprint(recommender),
         "n": n,
         "repeats": repeats,
+        "reasons": None if reasons is None else asdict(reasons),
         "task": task,
         "users": len(known),
         "users_sha256": sha256(json.dumps(known).encode()).hexdigest(),
@@ -187,8 +239,9 @@ def rank_users(
         progress("ranking", done, len(known))
         while done < len(known):
             users = known[done : done + part_users]
-            lists = rank_partition(recommender, users, n, repeats, task)
-            table = pa.Table.from_pandas(lists, schema_of(task), preserve_index=False)
+            lists = rank_partition(recommender, users, n, repeats, task, reasons)
+            schema = schema_of(task, reasons is not None)
+            table = pa.Table.from_pandas(lists, schema, preserve_index=False)
             parts.append(_write_part(out, len(parts), table, len(users)))
             done += len(users)
             manifest = _write_manifest(out, job, parts, complete=done == len(known))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.effects import with_rules
-from kgrank.serving.explaining import explain
+from kgrank.serving.explaining import Explainer
 from kgrank.serving.explanation import Explanation
 from kgrank.serving.profiling import ItemProfile, Profile, item_profile, profile
 from kgrank.serving.rules import Rules
@@ -207,6 +208,7 @@ class Recommender:
         max_paths: int = 3,
         repeats: Repeats | None = None,
         language: Literal["en", "zh"] = "en",
+        anonymous: bool = False,
         task: Task = "rank",
     ) -> Explanation:
         """Why this product for this user, and by how much.
@@ -217,10 +219,11 @@ class Recommender:
         Args:
             user_id: a user the bundle knows.
             item_id: an item the bundle knows.
-            max_paths: at most so many graph paths.
+            max_paths: at most so many paths.
             repeats: the kind of list whose score is explained; None = "exclude", or "allow" for
                 an item that the user has met.
             language: of the text.
+            anonymous: whether the ids of other users are left out of the paths.
             task: whose head's score is explained, as in `recommend`. The parts sum to the score
                 before the link: of a click or purchase, to the log-odds before calibration.
 
@@ -231,8 +234,20 @@ class Recommender:
         head: Head | None = None
         if task != "rank" or repeats is not None:
             head = task_head(self.bundle, task, repeats or "exclude")
-        found = explain(self.bundle, self.model, user_id, item_id, max_paths, head, language)
-        return with_rules(found, self.ruling, repeats, head, language)
+        found = self.explainer.explain(
+            user_id,
+            [item_id],
+            max_paths=max_paths,
+            head=head,
+            language=language,
+            anonymous=anonymous,
+        )
+        return with_rules(next(found), self.ruling, repeats, head, language)
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """Takes scores apart, several of one user at a time; it knows no rules."""
+        return Explainer(self.bundle, self.model)
 
     def why_not(
         self,

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 
 from kgrank.errors import ConfigError
 from kgrank.serving.explanation import EventShare, Path
+from kgrank.settings import WordingSettings
 
 # A channel below this part of everything that speaks for the product is not worth a clause.
 MAIN_CHANNEL_SHARE = 0.2
+# A path that carried less than this part of everything is called a weak reason.
+WEAK_PATH_SHARE = 0.05
 # A second product is named only when it brought at least this part of what the first one did.
 SECOND_ITEM_SHARE = 1 / 3
 MAX_NAME_LENGTH = 60
@@ -49,7 +52,10 @@ class _Language:
     both: str
     linked: str
     through: str
-    somebody: str
+    someone: str  # another user, by what was done with one product and the other
+    several: str
+    it: str
+    weak: str
     from_history: str
     because: Mapping[str, str]  # what everybody gets it for: "trend" or "new"
     mostly: str
@@ -104,7 +110,10 @@ _ENGLISH = _Language(
     both="{history}; both {facts}",
     linked="it is linked to {x} as “{relation}”",
     through="it is linked to {x} through {names}",
-    somebody="another customer",
+    someone="someone who {done} also {also}",
+    several="{n} customers who {done} also {also}",
+    it="it",
+    weak="one weak reason among many: {reason}",
     from_history="{x} from your history",
     because={"trend": "it is popular right now", "new": "it is new"},
     mostly="This is mostly because {because}; your own history says little",
@@ -170,7 +179,10 @@ _CHINESE = _Language(
     both="{history}；两者有相同的{facts}",
     linked="它通过“{relation}”与{x}相连",
     through="它经由{names}与{x}相连",
-    somebody="另一位顾客",
+    someone="有一位顾客{done}，也{also}",
+    several="有{n}位顾客{done}，也{also}",
+    it="它",
+    weak="众多理由中较弱的一个：{reason}",
     from_history="您历史记录中的{x}",
     because={"trend": "它最近很受欢迎", "new": "它是新品"},
     mostly="推荐它主要是因为{because}；您自己的历史记录说明不了多少",
@@ -192,6 +204,7 @@ def describe(
     item_names: Mapping[str, str],
     is_new: bool = False,
     language: str = "en",
+    settings: WordingSettings | None = None,
 ) -> str:
     """Words a score's parts in one to three sentences.
 
@@ -204,6 +217,7 @@ def describe(
         item_names: names by item id; the id stands in for a missing or empty name.
         is_new: whether the product is one without history.
         language: "en" or "zh".
+        settings: a shop's own words for its relations.
 
     Raises:
         ConfigError: the language is not known.
@@ -212,6 +226,7 @@ def describe(
         known = ", ".join(sorted(_LANGUAGES))
         raise ConfigError(f"language: found {language!r}; allowed: {known}. Choose one of them.")
     words = _LANGUAGES[language]
+    own: Mapping[str, tuple[str, ...]] = getattr(settings, language) if settings else {}
     of_all = "new" if is_new else "trend"
     common = bias + contributions.get("trend", 0.0)
     personal = sum(part for channel, part in contributions.items() if channel != "trend")
@@ -221,22 +236,25 @@ def describe(
 
     spoke = [p for p in paths if p.contribution > 0 and len(p.nodes) > 2]
     by_history = [p for p in spoke if p.nodes[1].type == "item"]
-    path = max(by_history, key=lambda path: path.contribution, default=None)
+    path = max(by_history, key=lambda path: path.together, default=None)
     items = _main_items(events, path)
     weak = common > personal
     sentences = [words.mostly.format(because=because)] if weak else []
     if items:
-        said = _event_clauses(events, items, item_names, words)
-        sentences.append(words.history.format(events=words.and_event.join(said)))
+        done = _event_clauses(events, items, item_names, words)
+        sentences.append(words.history.format(events=words.and_event.join(done)))
     if path is not None and _shared(path) and items == [path.nodes[1].id]:
-        facts = _facts(path, paths, words, of_two=True)
+        facts = _facts(path, paths, words, own, of_two=True)
         sentences[-1] = words.both.format(history=sentences[-1], facts=facts)
     elif path is not None:
-        sentences.append(_path_clause(path, paths, items, item_names, words))
+        reason = _path_clause(path, paths, items, item_names, words, own)
+        little = share(path.together, bias, contributions) < WEAK_PATH_SHARE
+        sentences.append(words.weak.format(reason=reason) if little else reason)
     if not weak:
         these = words.these if len(items) > 1 else words.any_of
         spoken = {of_all: common, **{c: x for c, x in contributions.items() if c != "trend"}}
-        clauses = _channel_clauses(spoken, these, words, graph_said=path is not None)
+        said = () if path is None else ("linear",) if path.over_user else ("graph",)
+        clauses = _channel_clauses(spoken, these, words, already=said)
         sentences += [words.and_clause.join(clauses)] if clauses else []
     # Only the first letter: str.capitalize would lower the names.
     return words.gap.join(s[:1].upper() + s[1:] + words.stop for s in sentences)
@@ -325,13 +343,23 @@ def _shared(path: Path) -> bool:
     return path.edges[1].relation == path.edges[2].relation
 
 
-def _facts(path: Path, paths: Sequence[Path], words: _Language, *, of_two: bool) -> str:
+def _facts(
+    path: Path,
+    paths: Sequence[Path],
+    words: _Language,
+    own: Mapping[str, tuple[str, ...]],
+    *,
+    of_two: bool,
+) -> str:
     """What the path's product of the history shares with this one; at most two things."""
     like = [p for p in paths if _shared(p) and p.contribution > 0 and p.nodes[1] == path.nodes[1]]
     like.sort(key=lambda p: -p.contribution)
     shared = list(dict.fromkeys((p.edges[1].relation, p.nodes[2].name) for p in like))[:2]
     clauses = []
     for relation, name in shared:
+        if relation in own:
+            clauses.append(own[relation][-1 if of_two else 0].replace("{name}", name))
+            continue
         said = relation_words(relation)
         template = words.fact[PREPOSITIONS.get(said.lower().rpartition(" ")[2], "")][of_two]
         relation_said = words.relations.get(said.lower(), said)
@@ -345,28 +373,37 @@ def _path_clause(
     items: Sequence[str],
     item_names: Mapping[str, str],
     words: _Language,
+    own: Mapping[str, tuple[str, ...]],
 ) -> str:
     """How the path's product of the history and this one hang together."""
     known = path.nodes[1]
-    x = _name(known.id, {known.id: known.name, **item_names}, words)
+    x = _name(known.id, {known.id: item_names.get(known.id, known.name)}, words)
+    if path.over_user and len(path.nodes) == 4:  # another user's name is nobody's business
+        n, kinds = path.others + 1, [edge.relation for edge in path.edges[1:]]
+        if n > 1:  # the others may have done something else
+            kinds = ["interaction"] * 2
+        done, also = (
+            words.events.get(kind, words.unknown_event).format(x=of, kind=kind)
+            for kind, of in zip(kinds, (x, words.it), strict=True)
+        )
+        return (words.someone if n == 1 else words.several).format(n=n, done=done, also=also)
     if known.id not in items:
         x = words.from_history.format(x=x)
     if _shared(path):
-        return words.like.format(x=x, facts=_facts(path, paths, words, of_two=False))
+        return words.like.format(x=x, facts=_facts(path, paths, words, own, of_two=False))
     if len(path.nodes) == 3:
         return words.linked.format(x=x, relation=relation_words(path.edges[1].relation))
-    # Another user's name is nobody's business.
-    names = (
-        words.somebody if node.type == "user" else words.quoted.format(x=node.name)
-        for node in path.nodes[2:-1]
-    )
+    names = (words.quoted.format(x=node.name) for node in path.nodes[2:-1] if node.type != "user")
     return words.through.format(x=x, names=words.and_name.join(names))
 
 
 def _channel_clauses(
-    spoken: Mapping[str, float], these: str, words: _Language, *, graph_said: bool
+    spoken: Mapping[str, float], these: str, words: _Language, *, already: Sequence[str]
 ) -> list[str]:
-    """The one or two channels that spoke most for the product, each as half a sentence."""
+    """The one or two channels that spoke most for the product, each as half a sentence.
+
+    What channels in `already` say has been said.
+    """
     total = sum(part for part in spoken.values() if part > 0)
     brought: defaultdict[str, float] = defaultdict(float)  # two channels may say the same
     for channel, part in spoken.items():
@@ -374,5 +411,5 @@ def _channel_clauses(
         brought[template.format(these=these, channel=channel)] += part
     ranked = sorted((c for c in brought if brought[c] > 0), key=lambda c: -brought[c])
     main = ranked[:1] + [c for c in ranked[1:] if brought[c] >= MAIN_CHANNEL_SHARE * total]
-    graph = words.channels["graph"].format(these=these)
-    return [clause for clause in main if not (clause == graph and graph_said)][:2]
+    said = [words.channels[channel].format(these=these) for channel in already]
+    return [clause for clause in main if clause not in said][:2]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from kgrank.config import Config
 from kgrank.data import sample_shop
+from kgrank.fusion.weights import FusionWeights
 from kgrank.kg.tables import Tables, read_tables
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.recommender import Recommender
@@ -74,6 +77,16 @@ def shop_models(shop_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
 def recommender(shop_bundle: Bundle) -> Recommender:
     """That bundle put to work."""
     return Recommender(shop_bundle, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def even(shop_bundle: Bundle) -> Recommender:
+    """The sample shop's channels, all weighed alike: each, the graph too, has a part everywhere."""
+    model = shop_bundle.model
+    n = len(model.channels)
+    weights = replace(FusionWeights.equal(n), slope=np.full(n, 0.5, np.float32), trend=0.25)
+    heads = replace(model, heads={"new": weights, "all": replace(weights, trend=0.75)})
+    return Recommender(replace(shop_bundle, model=heads), device="cpu")
 
 
 @pytest.fixture(scope="session")

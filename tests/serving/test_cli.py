@@ -79,9 +79,26 @@ def test_an_explanation_adds_up_in_every_format(shop_models: Path) -> None:
     why = answer(*asked, "--format", "json")
     assert why["bias"] + sum(why["contributions"].values()) == pytest.approx(why["score"], rel=1e-4)
     assert why["paths"][0]["nodes"][0] == {"id": "u-ada", "type": "user", "name": "u-ada"}
+    assert set(why["remainder"]) == set(why["contributions"])
+    assert why["paths"][0]["cypher"].startswith("MATCH p = (:User {id: 'u-ada'})-[:`purchase`]->")
     assert why["text"][:40] in run(*asked).stdout
     assert run(*asked, "--format", "svg").stdout.lstrip().startswith("<svg")
     assert "<html" in run(*asked, "--format", "html").stdout
+
+
+def test_reasons_are_measured_and_written(shop_models: Path, tmp_path: Path) -> None:
+    found = answer("evaluate", shop_models, "--explanations", "--sample", 3)
+    assert found["users"] == 3
+    assert {"drop", "drop_beyond_user", "covered", "stability", "lir", "sep", "etd"} <= set(found)
+    shown = run("evaluate", shop_models, "--explanations", "--sample", 3).stdout
+    assert "drop_beyond_user" in shown
+    users = tmp_path / "users.txt"
+    users.write_text("u-ada\n")
+    out = tmp_path / "lists"
+    answer("rank", shop_models, "--out", out, "-n", 2, "--users", users, "--explain", "--paths", 1)
+    rows = pd.read_parquet(out / "part-00000.parquet")
+    assert rows["text"].str.len().min() > 10
+    assert [len(json.loads(paths)) for paths in rows["paths"]] == [1, 1]
 
 
 def test_similar_and_profile(shop_models: Path) -> None:

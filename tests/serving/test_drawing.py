@@ -3,6 +3,7 @@
 import itertools
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -215,6 +216,37 @@ def test_path_texts_point_the_arrows_as_the_edges_are_stored():
     assert path_texts(explanation(BY_KNIFE)) == (
         "ann —viewed→ Knife —brand→ Nordfell ←brand— Glass Lid (10%)",
     )
+
+
+BOB = PathNode("u2", "user", "bob.smith")
+OVER_BOB = path(0.1, ANN, "purchase", PAN, "<view", BOB, "purchase", LID)
+
+
+def test_another_user_is_not_named():
+    svg = draw_paths(explanation(OVER_BOB))
+    assert "bob" not in svg
+    assert "another customer" in boxes(ET.fromstring(svg))
+    assert path_texts(explanation(OVER_BOB)) == (
+        "ann —bought→ Frying Pan ←viewed— another customer —bought→ Glass Lid (10%)",
+    )
+
+
+def test_users_of_whom_one_stands_for_many_are_drawn_as_one():
+    """.1 alone, .3 with eleven more like it; the lines carry them all."""
+    many = replace(OVER_BOB, others=11, others_contribution=0.2)
+    svg = drawn(many)
+    assert {"ann", "Frying Pan", "12 other customers", "Glass Lid"} == set(boxes(svg))
+    assert sorted(labels(svg)) == sorted(["bought 30%", "← viewed 30%", "bought 30%"])
+    assert "(10%; with 11 more like it 30%)" in svg.findtext(f"{SVG}desc")
+
+
+def test_an_edge_at_a_user_leaves_it_though_ids_are_the_same():
+    """User 7 bought item 7: which end is meant is told by the types."""
+    seven, other = PathNode("7", "user", "7"), PathNode("7", "item", "Pan")
+    edges = (PathEdge("purchase", "7", "7"), PathEdge("also_bought", "p2", "7"))
+    same = Path((seven, other, LID), edges, 0.3)
+    assert same.backward() == (False, True)
+    assert path_texts(explanation(same)) == ("7 —bought→ Pan ←also bought— Glass Lid (30%)",)
 
 
 def luminance(colour: str) -> float:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +13,14 @@ import pytest
 from kgrank.errors import ConfigError, DataError, KgrankError
 from kgrank.progress import silent
 from kgrank.serving.bundle import Bundle
-from kgrank.serving.ranking import SCHEMA, fingerprint, rank_users, read_user_ids
+from kgrank.serving.ranking import (
+    SCHEMA,
+    Reasons,
+    fingerprint,
+    rank_users,
+    read_user_ids,
+    schema_of,
+)
 from kgrank.serving.recommender import Recommender
 
 USERS = ["u-ada", *(f"{n:04d}" for n in range(1, 20))]
@@ -66,6 +73,33 @@ def test_the_parts_are_the_lists_of_the_recommender(
     direct = recommender.recommend(USERS, n=4, repeats="allow")
     assert rows(out)["item_id"].tolist() == direct["item_id"].tolist()
     assert rows(out)["score"].to_numpy() == pytest.approx(direct["score"].to_numpy(), abs=1e-5)
+
+
+def test_reasons_beside_the_rows_are_those_of_explain(
+    recommender: Recommender, tmp_path: Path
+) -> None:
+    reasons = Reasons(paths=2, language="zh")
+    job = {"n": 3, "user_ids": USERS[:8], "part_users": 3, "reasons": reasons}
+
+    def killed(stage: str, done: int, total: int) -> None:
+        if done >= 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rank_users(recommender, tmp_path, **job, progress=killed)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="found a job with reasons"):
+        rank_users(recommender, tmp_path, **{**job, "reasons": None}, resume=True)  # type: ignore[arg-type]
+    done = rank_users(recommender, tmp_path, **job, resume=True)  # type: ignore[arg-type]
+    assert done["complete"] is True
+    assert done["reasons"] == {"paths": 2, "language": "zh", "anonymous": False}
+    found = rows(tmp_path)
+    plain = recommender.recommend(USERS[:8], n=3)
+    assert found["item_id"].tolist() == plain["item_id"].tolist()
+    for row in found.itertuples():
+        why = recommender.explain(str(row.user_id), str(row.item_id), max_paths=2, language="zh")
+        assert row.text == why.text
+        assert json.loads(str(row.paths)) == json.loads(json.dumps(asdict(why)["paths"]))
+    assert pq.read_schema(tmp_path / "part-00001.parquet").equals(schema_of("rank", True))
 
 
 def test_a_part_that_was_not_listed_yet_is_written_again(

@@ -1,10 +1,13 @@
 """What a reader is told: true to the arithmetic, short, and the same facts in both languages."""
 
+from dataclasses import replace
+
 import pytest
 
 from kgrank.errors import ConfigError
 from kgrank.serving.explanation import EventShare, Path, PathEdge, PathNode
 from kgrank.serving.wording import describe, event_words, percent, relation_words, share
+from kgrank.settings import WordingSettings
 
 USER = PathNode("u1", "user", "ann")
 PAN = PathNode("p1", "item", "Frying Pan")
@@ -194,11 +197,72 @@ def test_a_path_that_leaves_the_user_by_an_attribute_names_no_product():
     assert "25 to 34" not in said
 
 
-def test_another_user_on_a_path_is_not_named():
-    bob = PathNode("u2", "user", "bob.smith")
-    said = say(paths=(shares(bob, "purchase", 0.3),))
-    assert "bob" not in said
-    assert "through another customer" in said
+BOB = PathNode("u2", "user", "bob.smith")
+OVER_BOB = Path(
+    (USER, PAN, BOB, LID),
+    (
+        PathEdge("purchase", "u1", "p1"),
+        PathEdge("view", "u2", "p1"),
+        PathEdge("purchase", "u2", "p2"),
+    ),
+    0.2,
+)
+
+
+def test_another_user_on_a_path_is_someone():
+    said = say(paths=(OVER_BOB,))
+    assert said == (
+        "You bought “Frying Pan” (twice). Someone who viewed “Frying Pan” also bought it. "
+        "It shares attributes with what you chose before."
+    )
+    assert say(paths=(OVER_BOB,), language="zh").startswith(
+        "您购买过“Frying Pan”（两次）。有一位顾客浏览过“Frying Pan”，也购买过它。"
+    )
+
+
+def test_users_of_whom_one_stands_for_many_are_counted():
+    """Nine more, of whom nobody knows here whether they viewed or bought."""
+    path = replace(OVER_BOB, others=9, others_contribution=0.2)
+    assert "10 customers who chose “Frying Pan” also chose it." in say(paths=(path,))
+    assert "有10位顾客选择过“Frying Pan”，也选择过它。" in say(paths=(path,), language="zh")
+
+
+def test_together_they_go_before_one_entity_that_carries_more_than_each():
+    """0.2 and 0.2 of all over bob and others, 0.3 over the brand."""
+    path = replace(OVER_BOB, others=9, others_contribution=0.2)
+    said = say(paths=(shares(NORDFELL, "brand", 0.3), path))
+    assert "10 customers" in said
+    assert "Nordfell" not in said
+
+
+def test_a_path_that_carries_next_to_nothing_is_called_weak():
+    """0.03 of 0.1 + 0.5 + 0.4 is less than a twentieth."""
+    knife = PathNode("p3", "item", "Chef's Knife")
+    path = shares(NORDFELL, "brand", 0.03, known=knife)
+    said = say(paths=(path,), events=(*TWO_PANS, KNIFE))
+    assert "One weak reason among many: like “Chef's Knife”, it is from brand Nordfell." in said
+    assert "众多理由中较弱的一个" in say(paths=(path,), events=(*TWO_PANS, KNIFE), language="zh")
+
+
+def test_a_shop_says_its_relations_in_its_own_words():
+    settings = WordingSettings(
+        en={"brand": ("is made by {name}", "are both made by {name}")},
+        zh={"brand": ("产地（{name}）",)},
+    )
+    assert "; both are both made by Nordfell." in say(settings=settings)
+    said = say(settings=settings, events=(*TWO_PANS, KNIFE))
+    assert "Like “Frying Pan”, it is made by Nordfell." in said
+    assert "两者有相同的产地（Nordfell）" in say(settings=settings, language="zh")
+    braces = PathNode("b1", "brand", "{name} {0}")
+    assert "both made by {name} {0}." in say(
+        settings=settings, paths=(shares(braces, "brand", 0.3),)
+    )
+
+
+@pytest.mark.parametrize("templates", [[], ["made by"], ["{name} {name}"], ["{name}"] * 3])
+def test_words_of_relations_have_the_name_once(templates):
+    with pytest.raises(ConfigError, match=r"allowed: one or two texts, each with \{name\} once"):
+        WordingSettings.from_dict({"en": {"brand": templates}}, "kgrank.toml")
 
 
 def test_a_path_through_a_product_that_no_event_names():

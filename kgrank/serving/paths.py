@@ -1,0 +1,334 @@
+"""The paths that carried a score: found, merged over channels, and the few best and different ones.
+
+Every path is user → product of the history → entity, product or other user → product. What each
+channel's paths carry is the arithmetic of `kgrank.fusion.attribution`:
+
+| channel | its paths run over | a path's share |
+|---|---|---|
+| `linear`, `directed` | other users, shared entities | its row's part of the weight |
+| `graph` | shared entities | the product of both features |
+| `learned` | shared entities | the product of what the entity brings to both vectors |
+
+An entity may also be an item that both products are tied to. The other channels have no paths
+(shared words are no nodes), nor has `learned` unless its encoder is "light".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from kgrank.fusion.attribution import Regression, SharedFacts, Ways
+from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
+from kgrank.fusion.evidence import Evidence, ItemFeatures, numbered
+from kgrank.fusion.item_item import Ridge
+from kgrank.fusion.model import EventParts, FoldedHistory
+from kgrank.kg.entities import EntityVectors, fact_weights
+from kgrank.kg.vocabulary import USER, Node
+from kgrank.serving.bundle import Bundle
+from kgrank.serving.cypher import path_query
+from kgrank.serving.explanation import Path, PathEdge, PathNode
+
+LEAST = 1 / 100  # of the strongest; what carries less is not shown
+NOTABLE = 1 / 10  # of the strongest, from which on another product comes first
+LEAST_INFORMATION = 0.1  # of a node; see `PathFinder.information`
+
+Numbers = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class FoundPaths:
+    """All paths of one score, each once.
+
+    Attributes:
+        items: (n) int64 item numbers, the product of the history that each runs over.
+        middles: (n) int64 node numbers: the entity, product or user behind it.
+        parts: (n) float64 > 0, what each carried over all channels.
+        of_channels: (n_channels × n) float64, what it carried in each.
+    """
+
+    items: Numbers
+    middles: Numbers
+    parts: Doubles
+    of_channels: Doubles
+
+
+class Chosen(NamedTuple):
+    """The place of a path in `FoundPaths`, and those of the others that it stands for."""
+
+    path: int
+    others: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class PathFinder:
+    """Finds the paths of scores of one bundle; what it needs it makes once, when first asked."""
+
+    bundle: Bundle
+
+    def find(self, parts: EventParts, history: FoldedHistory, item: int, user: int) -> FoundPaths:
+        """All paths that carried a part of a score.
+
+        Args:
+            parts: the score taken apart.
+            history: what it was taken apart over.
+            item: item number, explained.
+            user: user number.
+        """
+        met, place_of = history.products
+        found: list[tuple[npt.NDArray[np.integer], Numbers, Doubles, int]] = []
+        for number, channel in enumerate(self.bundle.model.channels):
+            if not parts.factors[number].any():
+                continue
+            factors = np.bincount(place_of, parts.factors[number], minlength=len(met))
+            for ways, nodes in self._ways(channel, met, item, user):
+                carried = ways.parts * factors[ways.places]
+                found.append((ways.places, nodes[ways.middles], carried, number))
+        n_channels = len(self.bundle.model.channels)
+        if not found:
+            nothing = np.empty(0, np.int64)
+            return FoundPaths(nothing, nothing, np.empty(0), np.empty((n_channels, 0)))
+        n_nodes = len(self.bundle.graph.nodes)
+        keys = np.concatenate([p.astype(np.int64) * n_nodes + m for p, m, _, _ in found])
+        paths, of = np.unique(keys, return_inverse=True)
+        of_channels = np.zeros((n_channels, len(paths)))
+        start = 0
+        for _, _, carried, number in found:
+            end = start + len(carried)
+            of_channels[number] += np.bincount(of[start:end], carried, minlength=len(paths))
+            start = end
+        return FoundPaths(
+            met[paths // n_nodes].astype(np.int64),
+            paths % n_nodes,
+            of_channels.sum(axis=0),
+            of_channels,
+        )
+
+    def choose(self, found: FoundPaths, n: int) -> list[Chosen]:
+        """At most n of the paths, the strongest and different, the strongest first.
+
+        Paths over one product and other users are one to choose, as strong as all of them; the
+        strongest of them is shown. No two run through the same node; a node that says too little
+        (`information`) is not shown; other products of the history go first as long as they carry
+        a tenth of the strongest; what carries less than a hundredth of it is not shown.
+        """
+        told = self.information[found.middles] >= LEAST_INFORMATION
+        over_user = self.bundle.graph.nodes.types[found.middles] == USER
+        few = np.flatnonzero(told & ~over_user).tolist()
+        choices = [(float(found.parts[path]), [path]) for path in few]
+        of_users = np.flatnonzero(told & over_user)
+        of_users = of_users[np.argsort(-found.parts[of_users], kind="stable")]
+        for product in np.unique(found.items[of_users]):
+            group = of_users[found.items[of_users] == product]
+            choices.append((float(found.parts[group].sum()), group.tolist()))
+        choices.sort(key=lambda choice: -choice[0])
+        chosen: dict[int, tuple[float, Chosen]] = {}  # place in choices → strength, path
+        products: set[int] = set()
+        middles: set[int] = set()
+        for least, once in ((NOTABLE, True), (LEAST, False)):
+            for place, (strength, group) in enumerate(choices):
+                if len(chosen) == n or strength < least * choices[0][0]:
+                    break
+                product = int(found.items[group[0]])
+                if place in chosen or (once and product in products):
+                    continue
+                path = next((p for p in group if int(found.middles[p]) not in middles), None)
+                if path is not None:
+                    chosen[place] = strength, Chosen(path, [p for p in group if p != path])
+                    products.add(product)
+                    middles.add(int(found.middles[path]))
+        return [path for _, path in sorted(chosen.values(), key=lambda entry: -entry[0])]
+
+    def shown(
+        self,
+        found: FoundPaths,
+        chosen: Sequence[Chosen],
+        user_id: str,
+        item: int,
+        *,
+        anonymous: bool,
+    ) -> tuple[Path, ...]:
+        """The chosen paths as people see them.
+
+        Args:
+            found: all paths.
+            chosen: which of them.
+            user_id: whose.
+            item: item number, explained.
+            anonymous: whether other users' ids are left out.
+        """
+        return tuple(
+            self._path(found, path, user_id, item, number if anonymous else None)
+            for number, path in enumerate(chosen, 1)
+        )
+
+    @cached_property
+    def information(self) -> Doubles:
+        """(n_nodes) float64, how much it says that a path runs through a node, 1 at the most.
+
+        1 − log(items that the node touches) / log(items): 0 for what all items share.
+        """
+        bundle = self.bundle
+        degree = np.ones(len(bundle.graph.nodes))
+        of_columns = np.bincount(
+            bundle.item_entities.matrix.indices, minlength=len(bundle.item_entities.columns)
+        )
+        degree[bundle.item_entities.columns] = of_columns
+        known = self.user_nodes >= 0
+        degree[self.user_nodes[known]] = np.diff(bundle.histories.binary().indptr)[known]
+        n_items = max(2, len(bundle.items))
+        return np.asarray(1.0 - np.log(np.maximum(degree, 1.0)) / np.log(n_items))
+
+    def _ways(
+        self, channel: Channel, met: npt.NDArray[np.integer], item: int, user: int
+    ) -> Iterator[tuple[Ways, Numbers]]:
+        """The channel's ways from the products met, and the node of each of their middles."""
+        columns = self._column_nodes
+        if isinstance(channel.form, ItemItem):
+            regression = self._regression(channel)
+            if regression is not None:
+                shares = regression.shares(met, item, user)
+                yield shares.users, self.user_nodes
+                yield shares.entities, columns
+        else:
+            shared = self._shared_facts(channel)
+            if shared is not None:
+                yield shared.shares(met, item), columns
+
+    @cached_property
+    def user_nodes(self) -> Numbers:
+        """The node of each user number; -1 where the graph does not know the user."""
+        graph = self.bundle.graph
+        numbers = graph.users.numbers(self.bundle.users.array, missing="negative")
+        nodes = np.append(graph.nodes.user_nodes, -1)  # the last one for -1
+        return nodes[numbers].astype(np.int64)
+
+    @cached_property
+    def _column_nodes(self) -> Numbers:
+        return self.bundle.item_entities.columns.astype(np.int64)
+
+    @cached_property
+    def _made(self) -> dict[str, Regression | SharedFacts | None]:
+        return {}
+
+    def _regression(self, channel: Channel) -> Regression | None:
+        """The rows behind an item–item channel; None where it was not fitted as a regression."""
+        if channel.name not in self._made:
+            choice = self.bundle.facts.get("choices", {}).get(channel.name)
+            made = None
+            if isinstance(channel.form, ItemItem) and choice is not None and choice["ridge"]:
+                ridge, power = Ridge(**choice["ridge"]), choice["power"]
+                made = Regression.of(self.evidence, ridge, power, channel.form.weights)
+            self._made[channel.name] = made
+        found = self._made[channel.name]
+        return found if isinstance(found, Regression) else None
+
+    def _shared_facts(self, channel: Channel) -> SharedFacts | None:
+        """What the channel says of two items by an entity that both have; None if nothing."""
+        if channel.name not in self._made:
+            made, form = None, channel.form
+            if channel.name == "graph" and isinstance(form, SparseFeatures):
+                made = SharedFacts.of(form.values, form.values)
+            elif isinstance(form, DenseFeatures) and form.entities and form.lengths is not None:
+                made = self._learned_facts(form.entities, form.lengths)
+            self._made[channel.name] = made
+        found = self._made[channel.name]
+        return found if isinstance(found, SharedFacts) else None
+
+    def _learned_facts(
+        self, entities: EntityVectors, lengths: npt.NDArray[np.float32]
+    ) -> SharedFacts | None:
+        """⟨part of h by e, part of i by e⟩ = a[h, e] ‖x_e‖ / ‖h‖ · a[i, e] ‖x_e‖ / ‖i‖."""
+        graph, columns = self.bundle.graph, self._column_nodes
+        numbers = graph.entities.numbers(list(entities.ids), missing="negative")
+        nodes = graph.nodes.entity_nodes[numbers]
+        size = np.zeros(len(graph.nodes), np.float32)
+        size[nodes[numbers >= 0]] = np.linalg.norm(entities.values, axis=1)[numbers >= 0]
+        if not len(columns):
+            return None
+        sized = fact_weights(graph, self.bundle.items) @ sp.diags(size[columns])
+        left, right = (
+            sp.csr_matrix(sp.diags(1.0 / np.maximum(of, 1e-12)) @ sized, dtype=np.float32)
+            for of in lengths
+        )
+        for matrix in (left, right):
+            matrix.eliminate_zeros()
+        return SharedFacts.of(left, right)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the channels were fitted on."""
+        bundle = self.bundle
+        histories = bundle.histories
+        if not bundle.config.fit.refit:
+            _, splits = numbered(bundle.events, bundle.users, bundle.items)
+            histories = histories.where(splits == 0)
+        forms = {c.name: c.form for c in bundle.model.channels}
+        shape = len(bundle.items), max(1, len(self._column_nodes))
+        nothing = sp.csr_matrix(shape, dtype=np.float32)
+        words, entities = (
+            form.values if isinstance(form := forms.get(name), SparseFeatures) else nothing
+            for name in ("text", "graph")
+        )
+        return Evidence(histories, ItemFeatures(words, entities))
+
+    def _path(
+        self,
+        found: FoundPaths,
+        chosen: Chosen,
+        user_id: str,
+        item: int,
+        hidden: int | None,
+    ) -> Path:
+        """A path as people see it; `hidden` numbers the other user instead of the id."""
+        bundle, graph = self.bundle, self.bundle.graph
+        path = chosen.path
+        product, middle = int(found.items[path]), int(found.middles[path])
+        product_id, item_id = bundle.items.id(product), bundle.items.id(item)
+        user = bundle.users.number(user_id)
+        over = graph.node(middle)
+        edges = [PathEdge(self._kind(user, product), user_id, product_id)]
+        if over.type == "user":
+            other = bundle.users.number(over.id)
+            if hidden is not None:
+                over = Node("user", f"another user {hidden}", "")
+            for end, end_id in ((product, product_id), (item, item_id)):
+                edges.append(PathEdge(self._kind(other, end), over.id, end_id))
+        else:
+            column = int(np.searchsorted(self._column_nodes, middle))
+            for end, end_id in ((product, product_id), (item, item_id)):
+                number = bundle.item_entities.edges_at(end, column)[0]
+                relation = graph.relations[graph.edge_relations[number]]
+                ends = (end_id, over.id) if graph.tails[number] == middle else (over.id, end_id)
+                edges.append(PathEdge(relation, *ends))
+        nodes = (
+            PathNode(user_id, "user", user_id),
+            PathNode(product_id, "item", bundle.names[product_id]),
+            PathNode(over.id, over.type, over.name),
+            PathNode(item_id, "item", bundle.names[item_id]),
+        )
+        channels = zip(bundle.model.channels, found.of_channels[:, path], strict=True)
+        made = Path(
+            nodes,
+            tuple(edges),
+            float(found.parts[path]),
+            {channel.name: float(part) for channel, part in channels if part},
+            len(chosen.others),
+            float(found.parts[chosen.others].sum()),
+        )
+        is_hidden = hidden is not None and over.type == "user"
+        return made if is_hidden else replace(made, cypher=path_query(made))
+
+    def _kind(self, user: int, item: int) -> str:
+        """The kind of event that a user has most often on an item."""
+        histories = self.bundle.histories
+        first, last = histories.starts[user], histories.starts[user + 1]
+        kinds = histories.kinds[first:last][histories.items[first:last] == item]
+        return histories.kind_names[int(np.bincount(kinds).argmax())]

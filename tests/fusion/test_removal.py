@@ -1,0 +1,171 @@
+"""Scores without some edges: what a fit on events without them says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
+from kgrank.fusion.evidence import Evidence, ItemFeatures, item_side
+from kgrank.fusion.history import Decay, Histories
+from kgrank.fusion.item_item import Ridge
+from kgrank.fusion.model import FusedModel
+from kgrank.fusion.removal import LearnedParts, Removed, Rescorer
+from kgrank.fusion.weights import FusionWeights
+from kgrank.kg.exchange import unit_rows
+
+N_USERS, N_ITEMS, N_ENTITIES, DIM = 30, 8, 5, 4
+RIDGE = Ridge(penalty=3.0, dropout=0.2, entities=2.0, words=1.0)
+DECAY = Decay(power=0.5)
+USER, ITEM = 3, 6
+
+
+def evidence(seed: int = 0) -> Evidence:
+    rng = np.random.default_rng(seed)
+    users = np.repeat(np.arange(N_USERS), 6)
+    items = np.concatenate([rng.permutation(N_ITEMS)[:6] for _ in range(N_USERS)])
+    histories = Histories.from_arrays(
+        users,
+        items,
+        np.zeros(len(users), np.int64),
+        np.full(len(users), np.nan),
+        kind_names=("view",),
+        n_users=N_USERS,
+        n_items=N_ITEMS,
+    )
+    entities = unit_rows(sp.random(N_ITEMS, N_ENTITIES, 0.6, "csr", np.float32, rng))
+    words = unit_rows(sp.random(N_ITEMS, 4, 0.5, "csr", np.float32, rng))
+    return Evidence(histories, ItemFeatures(sp.csr_matrix(words), sp.csr_matrix(entities)))
+
+
+def channel_of(of: Evidence, name: str) -> Channel:
+    """One channel as it is fitted on the evidence."""
+    if name == "graph":
+        return Channel(name, DECAY, SparseFeatures(of.features.entities))
+    moments = of.linear_moments() if name == "linear" else of.directed_moments(0.5)
+    return Channel(name, DECAY, ItemItem(moments.weights(RIDGE, neighbors=100)))
+
+
+def rescorer(of: Evidence, channel: Channel, learned: dict[str, LearnedParts]) -> Rescorer:
+    weights = FusionWeights.equal(1)
+    model = FusedModel((channel,), item_side(of.histories), {"new": weights, "all": weights})
+    ridges = {"linear": (RIDGE, None), "directed": (RIDGE, 0.5)}
+    return Rescorer(model, of, ridges, learned)
+
+
+def without_event(of: Evidence, user: int, item: int) -> Evidence:
+    histories = of.histories
+    gone = (histories.users() == user) & (histories.items == item)
+    assert gone.any()
+    return replace(of, histories=histories.where(~gone))
+
+
+@pytest.mark.parametrize("name", ["linear", "directed", "graph"])
+def test_with_nothing_removed_it_is_the_score(name: str) -> None:
+    of = evidence()
+    channel = channel_of(of, name)
+    made = rescorer(of, channel, {})
+    span = of.histories.of_users(np.array([USER]))
+    score = float(made.model.scores(of.histories, span, "new")[0, ITEM])
+    found = made.score(of.histories, USER, ITEM, "new", Removed())
+    assert found == pytest.approx(score, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "directed"])
+def test_without_events_of_others_it_is_the_score_of_a_fit_without_them(name: str) -> None:
+    """The size of the user's scores is left as it was, so the values are compared: × size."""
+    of = evidence(1)
+    made = rescorer(of, channel_of(of, name), {})
+    histories = of.histories
+    other = next(
+        user
+        for user in range(N_USERS)
+        if user != USER and {1, ITEM} <= set(histories.items[6 * user : 6 * user + 6].tolist())
+    )
+    removed = Removed(others={other: frozenset({1, ITEM})})
+    found = made.score(histories, USER, ITEM, "new", removed)
+    fitted = channel_of(without_event(without_event(of, other, 1), other, ITEM), name)
+    span = histories.of_users(np.array([USER]))
+    row = histories.weights(span, DECAY)
+    size = float(made.model.channels[0].form.size(row)[0])
+    wanted = float(fitted.form.scores(row)[0, ITEM]) / size
+    assert found == pytest.approx(wanted, rel=1e-4)
+    whole = made.score(histories, USER, ITEM, "new", Removed())
+    assert abs(found - whole) > 0.002
+
+
+@pytest.mark.parametrize("name", ["linear", "directed", "graph"])
+def test_without_facts_it_is_the_score_of_a_fit_without_them(name: str) -> None:
+    """Rows of the graph channel are brought to length 1 again, side rows are not."""
+    of = evidence(2)
+    histories, entities = of.histories, of.features.entities
+    met = histories.items[6 * USER : 6 * USER + 6].tolist()
+    entity = int(entities[ITEM].indices[0])
+    facts = {(ITEM, entity), *((h, entity) for h in met[:2])}
+    made = rescorer(of, channel_of(of, name), {})
+    changed = entities.tolil()
+    for item, column in facts:
+        changed[item, column] = 0.0
+    rows = changed.tocsr()
+    rows.eliminate_zeros()
+    if name == "graph":
+        rows = unit_rows(rows)
+    fitted = channel_of(replace(of, features=replace(of.features, entities=rows)), name)
+    span = histories.of_users(np.array([USER]))
+    row = histories.weights(span, DECAY)
+    size = float(made.model.channels[0].form.size(row)[0])
+    wanted = float(fitted.form.scores(row)[0, ITEM]) / size
+    found = made.score(histories, USER, ITEM, "new", Removed(facts=frozenset(facts)))
+    assert found == pytest.approx(wanted, rel=1e-4)
+    whole = made.score(histories, USER, ITEM, "new", Removed())
+    assert abs(found - whole) > 0.01
+
+
+def test_without_the_users_own_events_they_are_no_history_and_no_row() -> None:
+    of = evidence(3)
+    histories = of.histories
+    made = rescorer(of, channel_of(of, "linear"), {})
+    first = int(histories.items[6 * USER])
+    found = made.score(histories, USER, ITEM, "new", Removed(own=frozenset({first})))
+    less = without_event(of, USER, first)
+    span = less.histories.of_users(np.array([USER]))
+    row = less.histories.weights(span, DECAY)
+    size = float(made.model.channels[0].form.size(row)[0])  # of the weights as they were
+    wanted = float(channel_of(less, "linear").form.scores(row)[0, ITEM]) / size
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_learned_vectors_are_without_what_the_entity_brought() -> None:
+    """h = (3, 4) = (3, 0) by itself and (0, 4) by the entity; i = (0, 2) by the entity and (2, 0).
+
+    Lengths 5 and 2√2. With the entity ⟨h, i⟩ = (3·2 + 4·2) / (5 · 2√2); without it at i ⟨h, (1, 0)⟩
+    = 3 / 5, and without it at both 1.
+    """
+    sums = torch.tensor([[3.0, 4.0], [2.0, 2.0]])
+    lengths = sums.norm(dim=1)
+    vectors = sums / lengths[:, None]
+    parts = LearnedParts(
+        sp.csr_matrix(np.array([[4.0], [2.0]], np.float32)), np.array([[0.0, 1.0]], np.float32)
+    )
+    form = DenseFeatures(vectors, vectors, None, np.stack([lengths.numpy()] * 2))
+    histories = Histories.from_arrays(
+        np.array([0]),
+        np.array([0]),
+        np.array([0]),
+        np.array([0.0]),
+        kind_names=("view",),
+        n_users=1,
+        n_items=2,
+    )
+    of = Evidence.of_events(histories)
+    made = rescorer(of, Channel("learned", Decay(), form), {"learned": parts})
+    size = float(form.size(histories.weights(histories.of_users(np.array([0])), Decay()))[0])
+    scores = [
+        made.score(histories, 0, 1, "new", Removed(facts=frozenset(facts))) * size
+        for facts in ((), ((1, 0),), ((1, 0), (0, 0)))
+    ]
+    assert scores == pytest.approx([14 / (5 * 8**0.5), 0.6, 1.0], rel=1e-5)
