@@ -71,6 +71,9 @@ def _unknown(kind: type[Section], loc: list[str], value: object) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     mend = f"Is {near[0]!r} meant?" if near else "Remove it, or correct its name."
     found = f"found {name!r} = {_shown(value)}"
+    if "password" in f"{name} {json.dumps(value)}".lower():  # a message may end up in a log
+        found = f"found {name!r}"
+        mend += " A graph server's password comes from the environment: KGRANK_NEO4J_PASSWORD."
     if outer:
         found += f" in [{'.'.join(outer)}]"
     return f"{found}; allowed: {', '.join(known)}. {mend}"

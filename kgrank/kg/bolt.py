@@ -55,18 +55,19 @@ class Address:
             ConfigError: it is not of this form, or holds a password.
         """
         allowed = f"{'|'.join(SCHEMES)}://[user@]host[:port][/database]"
+        scheme, _, rest = text.partition("://")
+        if ":" in rest.rpartition("@")[0]:  # whatever else is wrong: a password may hold / ? #
+            raise ConfigError(
+                f"{scheme}://…: found a password in the address; allowed: {allowed}. "
+                f"Put the password into the environment variable {PASSWORD_VARIABLE}."
+            )
         try:
             parts = urlsplit(text)
-            host, port, given = parts.hostname, parts.port, parts.password
+            host, port = parts.hostname, parts.port
         except ValueError as error:
             raise ConfigError(
                 f"found a server address of another form ({error}); allowed: {allowed}. Correct it."
             ) from None
-        if given is not None:
-            raise ConfigError(
-                f"{parts.scheme}://{host}: found a password in the address; allowed: {allowed}. "
-                f"Put the password into the environment variable {PASSWORD_VARIABLE}."
-            )
         path = unquote(parts.path).strip("/")
         if parts.scheme not in SCHEMES or not host or "/" in path or parts.query or parts.fragment:
             raise ConfigError(f"found the server {text!r}; allowed: {allowed}. Correct it.")

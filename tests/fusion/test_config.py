@@ -134,6 +134,13 @@ def test_an_unknown_section_is_told_with_the_nearest_and_all_that_are_known(tmp_
     assert "Remove it, or correct its name." in message(None, "zzz.q=1")
 
 
+def test_a_password_is_never_shown(tmp_path):
+    for text in ('[neo4j]\npassword = "hush"\n', '[neo4jj]\nPassword = "hush"\n'):
+        told = message(toml(tmp_path, text))
+        assert "hush" not in told
+        assert "comes from the environment: KGRANK_NEO4J_PASSWORD." in told
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -159,8 +166,8 @@ def test_every_fault_of_a_file_is_told_at_once(tmp_path):
     lines = message(path).splitlines()
     assert lines == [
         f"{path}: split.test: found 2; allowed: less than 1. Correct it.",
-        f"{path}: found 'modle' = 'minilm' in [text]; allowed: model, fields, device, max_tokens. "
-        "Is 'model' meant?",
+        f"{path}: found 'modle' = 'minilm' in [text]; allowed: model, fields, device, max_tokens, "
+        "shrinkage. Is 'model' meant?",
         f"{path}: fit: found 3; allowed: a section. Correct it.",
     ]
 

@@ -257,6 +257,9 @@ def test_names_are_quoted() -> None:
     ("text", "said"),
     [
         ("neo4j://u:hush@host", "found a password in the address"),
+        ("neo4j://u:hush/1@host", "found a password in the address"),
+        ("neo4j://u:1#hush@host", "found a password in the address"),
+        ("neo4j://u:hush@host:port/?x", "found a password in the address"),
         ("http://host", "found the server 'http://host'"),
         ("neo4j://", "found the server"),
         ("neo4j://host/a/b", "found the server"),
