@@ -122,10 +122,14 @@ class _Reading:
         settings = self.settings
         entities = dict.fromkeys(settings.entity_labels, settings.entity_id)
         own = {settings.user_label: settings.user_id, settings.item_label: settings.item_id}
-        if both := sorted(set(entities) & set(own)) or len(own) < 2:
+        both = set(entities) & set(own)
+        if settings.user_label == settings.item_label:
+            both.add(settings.user_label)
+        if both:
             raise ConfigError(
-                f"neo4j: found one label for two kinds ({both}); allowed: labels of users, items "
-                "and entities that differ. Correct user_label, item_label or entity_labels."
+                f"neo4j: found one label for two kinds ({', '.join(sorted(both))}); "
+                "allowed: labels of users, items and entities that differ. Correct user_label, "
+                "item_label or entity_labels."
             )
         return {**own, **entities}
 

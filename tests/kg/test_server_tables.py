@@ -115,7 +115,8 @@ def test_times_of_neo4j_become_seconds(time: Any, seconds: Any) -> None:
     [
         ({"events": ()}, r"that is marked as an event; there are: BOUGHT, HATES, SAW\. Name the"),
         ({"events": ("BUYS",)}, r"found no \(:Customer\)-\[…\]->\(:Product\) of type BUYS; there"),
-        ({"entity_labels": ("Brand", "Product")}, "one label for two kinds"),
+        ({"entity_labels": ("Brand", "Product")}, r"one label for two kinds \(Product\)"),
+        ({"user_label": "Product"}, r"one label for two kinds \(Product\)"),
         ({"uri": None}, "neo4j.uri: found none"),
     ],
 )
