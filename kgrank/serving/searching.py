@@ -194,7 +194,8 @@ def _study(out: Path, mark: str, settings: TuneSettings, resume: bool) -> optuna
     )
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+        if settings.sampler != "grid":  # of which the next is known by its number
+            study.enqueue_trial(trial.params)
     return study
 
 
