@@ -13,7 +13,6 @@ Each folder is one that `TextEncoder.load` takes.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -46,7 +45,7 @@ from kgrank.encoders.teaching import (
     widest_axes,
 )
 from kgrank.encoders.text import TextEncoder
-from kgrank.errors import ConfigError, ModelError
+from kgrank.errors import ConfigError, DataError, Fault, ModelError
 from kgrank.progress import Progress, silent
 from kgrank.settings import LearnSettings, Section
 
@@ -159,7 +158,8 @@ def compress(
 
     Raises:
         ConfigError: there are not so many layers.
-        DataError: fewer than two texts say something, with distil, or with static and texts.
+        DataError: fewer than two texts say something, or none on a side says it in words that the
+            encoder knows, with distil, or with static and texts.
         ModelError: the start is no transformer encoder, or its layers cannot be told; what the
             method needs is not installed; training diverges; the checkpoint is damaged.
         OSError: the folder cannot be written to.
@@ -203,8 +203,6 @@ def compress(
         about |= {"cosines": cosines, "best_epoch": trained.best_epoch, "texts": n_texts}
     with quiet_transformers():
         model.cpu().save_pretrained(folder)
-    # safetensors lets nobody else read its file; who may read the folder may read all of it.
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")
     copy_text_files(encoder.folder, folder)
     return Compressed(method, **about)
 
@@ -284,7 +282,7 @@ def _table(
         shares = token_shares(encoder, len(tokens), ())
         return static_table(tokens, settings.dim, shares, settings.rarity), {}
     teacher = TextEncoder.load(encoder.folder, device, settings.max_tokens)
-    parts = split_texts(texts, settings.held_out)
+    parts = split_texts(texts, settings.held_out, "compress")
     known = np.asarray(tokens.any(axis=1))
     lessons = [_lessons(teacher, part, cache, progress, known=known) for part in parts]
     shares = token_shares(encoder, len(tokens), parts[0])
@@ -325,7 +323,7 @@ def _distil(
 
     at = choose_device(device)
     teacher = TextEncoder.load(encoder.folder, at, settings.max_tokens)
-    parts = split_texts(texts, settings.held_out)
+    parts = split_texts(texts, settings.held_out, "compress")
     train, held = (_lessons(teacher, part, cache, progress) for part in parts)
     task = DistilTask(
         student,
@@ -362,6 +360,9 @@ def _lessons(
     """The texts that say something to the teacher, and what it says of them.
 
     With `known` (entries), they are of these tokens alone, without marks of beginning and end.
+
+    Raises:
+        DataError: none does.
     """
     from kgrank.encoders.distilling import Lessons
 
@@ -378,6 +379,11 @@ def _lessons(
         for encoding in encodings
     ]
     said = [row for row in range(len(texts)) if ids[row] and vectors[row].any()]
+    if not said:
+        found = f"{len(texts)} text(s), such as {texts[0][:40]!r}, with no word that it knows"
+        allowed = f"texts in the language of {teacher.name}"
+        mend = "Name other columns in [compress] fields, or take the method layers, onnx or int8."
+        raise DataError([Fault("items", None, None, found, allowed, mend)])
     return Lessons([ids[row] for row in said], vectors[said])
 
 

@@ -46,11 +46,14 @@ def shop_texts(
     return texts
 
 
-def split_texts(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+def split_texts(
+    texts: Sequence[str], share: float, section: str = "pretrain"
+) -> tuple[list[str], list[str]]:
     """The distinct texts that say something, and those of them that are held out.
 
     A text's hash decides, so that it stays on its side when others come or go. Texts that differ
-    in case or in spaces alone are on one side. At least one is held out.
+    in case or in spaces alone are on one side. At least one is held out. Messages say the
+    `section` that names the columns.
 
     Returns:
         What is learned from, and what is held out, each in the order given.
@@ -63,7 +66,7 @@ def split_texts(texts: Sequence[str], share: float) -> tuple[list[str], list[str
     places = {text: _hash(text.casefold()) for text in whole}
     if len(set(places.values())) < 2:
         found = f"{len(whole)} text(s) that say something, of {len(texts)}"
-        mend = "Fill in titles or descriptions, or name other columns in [pretrain] fields."
+        mend = f"Fill in titles or descriptions, or name other columns in [{section}] fields."
         raise DataError([Fault("items", None, None, found, "two or more", mend)])
     lowest, highest = min(places.values()), max(places.values())
     limit = min(max(lowest, share), highest)  # one on each side, at least

@@ -16,7 +16,7 @@ from kgrank.data import sample_shop
 from kgrank.encoders.compression import Compressed, Method, compress
 from kgrank.encoders.corpus import shop_texts
 from kgrank.encoders.text import TextEncoder, item_texts
-from kgrank.errors import ConfigError, ModelError
+from kgrank.errors import ConfigError, DataError, Fault, ModelError
 from kgrank.files import new_folder
 from kgrank.fusion.metrics import paired_bootstrap
 from kgrank.kg.tables import Tables, read_tables
@@ -116,13 +116,19 @@ def compress_encoder(
     Raises:
         ConfigError: `out` is there already, there are no tables to distil on, or there are not so
             many layers.
-        DataError: the tables have nothing to learn from, or nothing on valid.
+        DataError: the tables have nothing to learn from, nothing on valid, or no two titles.
         ModelError: R@10 falls by more than `most_loss`; or as `kgrank.encoders.compression`.
         OSError: the folder cannot be written.
     """
     config, target = config or Config(), Path(out)
     if method == "distil" and tables is None:
         raise ConfigError("distil: found no shop to learn from; allowed: tables. Name a source.")
+    shown = read_tables(sample_shop()) if tables is None else tables
+    titles = list(dict.fromkeys(filter(str.strip, item_texts(shown.items, config.text))))
+    if len(titles) < 2:  # a likeness of one to itself says nothing
+        mend = "Fill in titles, or name other columns in [text] fields."
+        found = f"{len(titles)} distinct text(s) among {len(shown.items)} products"
+        raise DataError([Fault("items", None, None, found, "two or more", mend)])
     with new_folder(target) as folder:
         made = compress(
             start,
@@ -137,8 +143,6 @@ def compress_encoder(
             sinks=sinks,
             progress=progress,
         )
-        shown = read_tables(sample_shop()) if tables is None else tables
-        titles = list(dict.fromkeys(filter(str.strip, item_texts(shown.items, config.text))))
         comparison = measure(start, folder, str(out), made, titles, config, progress)
         if tables is not None:
             original, compressed = (

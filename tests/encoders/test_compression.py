@@ -23,7 +23,7 @@ from kgrank.encoders.runtimes import StaticRuntime
 from kgrank.encoders.static import static_table, token_shares, token_vectors
 from kgrank.encoders.teaching import taught_table, token_means
 from kgrank.encoders.text import TextEncoder
-from kgrank.errors import ConfigError, ModelError
+from kgrank.errors import ConfigError, DataError, ModelError
 
 needs_onnx = pytest.mark.skipif(
     not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))),
@@ -227,6 +227,17 @@ def test_a_table_is_fitted_to_what_the_encoder_says_of_texts(
         left, _, right = np.linalg.svd(small.encode(TEXTS).T @ whole)
         cosines.append(float((small.encode(TEXTS) @ (left @ right) * whole).sum(axis=1).mean()))
     assert cosines[0] > cosines[1] + 0.02
+
+
+@pytest.mark.parametrize("method", ["static", "distil"])
+def test_texts_that_the_encoder_cannot_read_are_refused(
+    method: Method, tiny_folder: Path, tmp_path: Path
+) -> None:
+    for texts in (["", " "], ["one alone"]):
+        with pytest.raises(DataError, match=r"columns in \[compress\] fields"):
+            compress(tiny_folder, tmp_path, method, ONE, texts=texts)
+    with pytest.raises(DataError, match="with no word that it knows"):
+        compress(tiny_folder, tmp_path, "static", ONE, texts=["☂ ☃", "☄ ★", "☂ ★"])
 
 
 def test_a_fitted_table_by_hand() -> None:
