@@ -37,27 +37,41 @@ def replacing(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def check_new(out: str | Path) -> Path:
+    """The whole path of a folder that is to be written.
+
+    Raises:
+        ConfigError: something is there already, other than an empty folder.
+    """
+    path = Path(out).resolve()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ConfigError(
+            f"{out}: found something there already; allowed: a new folder. Name another one, or "
+            "remove it."
+        )
+    return path
+
+
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: str | Path) -> Iterator[Path]:
     """An empty folder beside `out`; what is written into it stands at `out` in one step.
 
-    If the block raises, there is nothing at `out`.
+    Who may read other new files may read all of its files: safetensors lets nobody else read those
+    it writes. If the block raises, there is nothing at `out`.
 
     Raises:
         ConfigError: something is at `out` already, other than an empty folder.
         OSError: the folder cannot be written to, brought to the disk or renamed.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(
-            f"{out}: found something there already; allowed: a new folder. Name another one, or "
-            "remove it."
-        )
-    whole = out.resolve()
+    whole = check_new(out)
     temporary = whole.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for path in temporary.rglob("*"):
+        readable = temporary.stat().st_mode & 0o666
+        for path in temporary.rglob("*.safetensors"):
+            path.chmod(readable)
+        for path in (*temporary.rglob("*"), temporary):
             sync(path)
         if whole.is_dir():
             whole.rmdir()  # it is empty, and not all systems rename onto it

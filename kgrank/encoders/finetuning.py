@@ -23,16 +23,15 @@ from pydantic import Field, model_validator
 
 from kgrank.devices import choose_device
 from kgrank.encoders.folders import (
-    check_new,
     check_vocabulary,
     copy_text_files,
     quiet_transformers,
     write_figures,
-    written,
 )
 from kgrank.encoders.pooling import write_projection
 from kgrank.encoders.text import TextEncoder, TextSettings, item_texts
 from kgrank.errors import ConfigError
+from kgrank.files import check_new, new_folder
 from kgrank.progress import Progress, silent
 from kgrank.settings import LearnSettings, Section
 
@@ -219,7 +218,7 @@ def finetune(
     import torch
 
     from kgrank.encoders.examples import Catalogue
-    from kgrank.encoders.lessons import objectives_of, read_examples
+    from kgrank.encoders.finetuning_tasks import objectives_of, read_examples
     from kgrank.encoders.objectives import Mixture
     from kgrank.encoders.tuned import TunedText
     from kgrank.loop import Loop
@@ -333,7 +332,7 @@ def _write(out: Path, model: TunedText, heads: Mapping[str, Any], facts: Mapping
     from safetensors.torch import save_file
 
     encoder = model.merged()
-    with written(out) as folder:
+    with new_folder(out) as folder:
         with quiet_transformers():
             transformer: Any = encoder.model
             transformer.cpu().save_pretrained(folder)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
@@ -16,8 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from kgrank.errors import ConfigError, ModelError
-from kgrank.files import sync
+from kgrank.errors import ModelError
 
 FETCH = "Nothing is downloaded: fetch a model first, as with `hf download NAME --local-dir FOLDER`."
 
@@ -148,45 +146,6 @@ def check_vocabulary(folder: Path, tokenizer: Any, model: Any) -> None:
             f"{model.config.vocab_size} entries in the model; allowed: numbers below that. The "
             "tokenizer belongs to another model: get the folder anew from its source."
         )
-
-
-def check_new(out: str | Path) -> Path:
-    """The whole path of a folder that is to be written.
-
-    Raises:
-        ConfigError: something is there already.
-    """
-    path = Path(out).resolve()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ConfigError(
-            f"{out}: found something there already; allowed: a new folder. Name another one, or "
-            "remove it."
-        )
-    return path
-
-
-@contextmanager
-def written(out: Path) -> Iterator[Path]:
-    """A folder of a temporary name to be filled inside, then synced and renamed to `out`.
-
-    Where something goes wrong inside, nothing stays.
-    """
-    temporary = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        # safetensors lets nobody else read its files; who may read the folder may read all of it.
-        for path in temporary.rglob("*.safetensors"):
-            shutil.copymode(temporary / "config.json", path)
-        for path in temporary.rglob("*"):
-            sync(path)
-        if out.is_dir():
-            out.rmdir()  # it is empty, and not all systems rename onto it
-        temporary.rename(out)
-        sync(out.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def write_figures(folder: Path, name: str, facts: Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kgrank.encoders.finetuning import FACTS, HEADS, FinetuneSettings
+from kgrank.encoders.finetuning_tasks import heads_of
 from kgrank.encoders.folders import read_json
-from kgrank.encoders.lessons import heads_of
 from kgrank.encoders.next_product import HistoryRule
 from kgrank.encoders.pairs import PairHead
 from kgrank.encoders.text import TextEncoder

@@ -23,16 +23,15 @@ from pydantic import Field
 from kgrank.devices import choose_device
 from kgrank.encoders.corpus import split_texts
 from kgrank.encoders.folders import (
-    check_new,
     check_vocabulary,
     copy_text_files,
     draw_epochs,
     quiet_transformers,
     write_figures,
-    written,
 )
 from kgrank.encoders.text import TextEncoder
 from kgrank.errors import ModelError
+from kgrank.files import check_new, new_folder
 from kgrank.progress import Progress, silent
 from kgrank.settings import LearnSettings, Section
 
@@ -325,7 +324,7 @@ def _write(
     out: Path, model: Any, tokenizer: Any, kept: Path | None, facts: Mapping[str, Any]
 ) -> None:
     """Write the encoder's folder under a temporary name, and rename it."""
-    with written(out) as folder:
+    with new_folder(out) as folder:
         with quiet_transformers():
             model.save_pretrained(folder)
             if kept is None:

@@ -9,13 +9,11 @@ the edge type of each number; `load_pyg` makes a HeteroData of it.
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kgrank.errors import StoreError
-from kgrank.files import TEMPORARY, replacing, sync
+from kgrank.files import check_new, new_folder, replacing
 from kgrank.kg.exchange import from_networkx, from_pyg, to_networkx, to_pyg
 from kgrank.kg.graph import KnowledgeGraph
 
@@ -61,13 +59,13 @@ def save_pyg(graph: KnowledgeGraph, folder: Path) -> None:
     """Write the graph's HeteroData into a new folder, whole or not at all.
 
     Raises:
-        StoreError: the folder exists and is not empty.
+        ConfigError: the folder exists and is not empty.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
     from safetensors.torch import save_file
 
-    check_new(folder)
+    check_new(folder)  # before the work
     data = to_pyg(graph)
     rows = [
         (kind, *row)
@@ -88,18 +86,10 @@ def save_pyg(graph: KnowledgeGraph, folder: Path) -> None:
         "attributes": data.attributes,
         "relations": data.relations,
     }
-    temporary = folder.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(folder) as temporary:
         pq.write_table(table, temporary / NODES, compression="zstd")
         save_file(tensors, temporary / TENSORS)
         (temporary / ABOUT).write_text(json.dumps(about, ensure_ascii=False), "utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def load_pyg(folder: Path) -> HeteroData:
@@ -154,10 +144,3 @@ def load_graph(path: Path) -> KnowledgeGraph | None:
     if (path / "edges.parquet").is_file() and (path / NODES).is_file():
         return KnowledgeGraph.load(path)
     return None
-
-
-def check_new(folder: Path) -> None:
-    """Raises StoreError unless the folder is empty or not there."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        found = "a file" if folder.is_file() else "a folder that is not empty"
-        raise StoreError(f"{folder}: found {found}; allowed: a new folder. Name another.")

@@ -98,15 +98,16 @@ def _to_server(
 
 
 def _to_files(graph: KnowledgeGraph, to: str, out: Path) -> dict[str, Any]:
-    from kgrank.kg.graph_files import check_new, save_networkx, save_pyg
+    from kgrank.files import new_folder
+    from kgrank.kg.graph_files import save_networkx, save_pyg
 
     if to == "networkx":
         save_networkx(graph, out)
     elif to == "pyg":
         save_pyg(graph, out)
     else:
-        check_new(out)
-        graph.save(out)
+        with new_folder(out) as folder:
+            graph.save(folder)
     return {"to": to, "out": str(out), **_sizes(graph), "fingerprint": graph.fingerprint()}
 
 

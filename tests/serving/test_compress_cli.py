@@ -1,6 +1,7 @@
 """`kgrank compress`: what it tells, what it keeps, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,20 @@ def test_without_a_shop_accuracy_is_said_to_be_unmeasured(encoder: Path, tmp_pat
     told = json.loads((tmp_path / "table" / "compression.json").read_text())
     assert (told["lost"], told["compressed"]["recall"]) == (None, None)
     assert told["compressed"]["form"] == "static"
+    modes = {path.stat().st_mode for path in (tmp_path / "table").iterdir()}
+    assert len(modes) == 1  # who may read one file may read all
+
+
+def test_a_shop_without_titles_is_refused(encoder: Path, tiny_shop: Path, tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    shutil.copytree(tiny_shop, shop)
+    for path in shop.glob("items.*"):
+        path.unlink()
+    out = tmp_path / "half"
+    result = run("compress", encoder, "--out", out, "--method", "layers", "--source", shop)
+    assert result.exit_code == 1
+    assert "found 0 distinct text(s) among" in result.stderr
+    assert list(tmp_path.iterdir()) == [shop]
 
 
 def test_a_student_of_a_shop(encoder: Path, tiny_shop: Path, tmp_path: Path) -> None:

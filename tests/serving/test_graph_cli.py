@@ -114,9 +114,10 @@ def test_wrong_usage_is_told(tiny_shop: Path, words: tuple[str, ...], said: str)
 def test_nothing_is_written_over_and_damage_is_named(tiny_shop: Path, tmp_path: Path) -> None:
     out = tmp_path / "graph"
     answer("graph", "export", tiny_shop, "--to", "pyg", "--out", out)
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     again = run("graph", "export", tiny_shop, "--to", "pyg", "--out", out)
     assert again.exit_code == 1
-    assert "found a folder that is not empty; allowed: a new folder" in again.stderr
+    assert "found something there already; allowed: a new folder" in again.stderr
     tensors = out / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-9])
     broken = run("graph", "stats", out)

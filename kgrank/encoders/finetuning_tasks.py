@@ -1,4 +1,4 @@
-"""From tables to what each task of a fine-tuning learns from, and its head."""
+"""The tasks of a fine-tuning: from tables to the examples, the objective and the head of each."""
 
 from __future__ import annotations
 
