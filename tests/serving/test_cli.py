@@ -245,6 +245,8 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
         ("rank", "MODELS", "--out", "lists", "-n", "0"),
         ("rank", "MODELS", "--out", "lists", "--users", "no-such-file"),
         ("evaluate", "MODELS", "--graph", "false"),
+        ("evaluate", "MODELS", "--explanations", "--task", "click"),
+        ("explain", "MODELS", "--user", "u", "--why-not", "i", "--task", "click"),
     ],
 )
 def test_wrong_usage_is_status_2(words: tuple[str, ...]) -> None:
