@@ -63,6 +63,7 @@ def isotonic(scores: Doubles, hits: Doubles, weights: Doubles) -> Logistic:
     n_bins = int(np.clip(len(of_hits) // KNOT_HITS, 1, KNOTS))
     cuts = np.unique(of_hits[np.arange(1, n_bins) * len(of_hits) // n_bins])
     bins = np.searchsorted(cuts, scores, side="right")  # equal scores are in one bin
+    bins = np.unique(bins, return_inverse=True)[1]  # the first has none if many tie for the lowest
     mass = np.bincount(bins, weights)
     before = np.bincount(bins, weights * expit(scores)) / mass
     shares = np.bincount(bins, weights * hits) / mass

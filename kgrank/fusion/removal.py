@@ -100,6 +100,7 @@ class Rescorer:
             items=histories.items[kept],
             kinds=histories.kinds[kept],
             times=histories.times[kept],
+            values=None if histories.values is None else histories.values[kept],
         )
         span = Spans(own.starts[:1], own.starts[1:])
         folded = self.model.folded(own, span, head)

@@ -256,6 +256,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure the lists on rows that the bundle has not seen, beside popularity and EASE."""
+    if explanations and task != "rank":
+        message = "--explanations measures the reasons of rank only; leave --task out."
+        raise typer.BadParameter(message, param_hint="--task")
     if explanations:
         measure_reasons(bundle, sample, as_json)
         return
@@ -401,6 +404,9 @@ def explain(
         other = "--json prints JSON" if as_json else "--why-not prints text or JSON"
         message = f"{other}, --format {format} does not; choose one of them."
         raise typer.BadParameter(message, param_hint="--format")
+    if why_not is not None and task != "rank":
+        message = "--why-not tells of the lists of rank only; leave --task out."
+        raise typer.BadParameter(message, param_hint="--task")
     if item is None and why_not is not None:
         tell_why_not(bundle, user, why_not, n, language, rules, at, as_json)
         return

@@ -15,7 +15,7 @@ from kgrank.serving.explanation import Explanation, RuleEffect
 from kgrank.serving.ruling import Ruling
 
 LENGTH = 10
-"""Of the list in which an explanation tells what pins, caps and diversity do."""
+"""Of the list in which an explanation of one product tells what pins, caps and diversity do."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def with_rules(
     repeats: Repeats | None,
     head: Head | None,
     language: str,
+    n: int = LENGTH,
 ) -> Explanation:
     """The explanation with what the rules did: boosts in its score, all in `rules` and the text.
 
@@ -74,6 +75,7 @@ def with_rules(
         repeats: the kind of list; None = "exclude", or "allow" for a product that was met.
         head: what the lists are weighed by; None = by what `repeats` says.
         language: of the text.
+        n: how long the list is in which the rules' effects are told.
     """
     if not len(ruling.rules):
         return explanation
@@ -87,7 +89,7 @@ def with_rules(
     if head is None:
         head = "new" if repeats == "exclude" else "all"
     scores = list_scores(ruling.model, bundle.histories, span, head, repeats)
-    found = effects(ruling, scores, user, item, LENGTH, head, None, language)
+    found = effects(ruling, scores, user, item, n, head, None, language)
     contributions = dict(explanation.contributions)
     if any(effect.action == "boost" for effect in found):
         contributions["rules"] = sum(effect.contribution for effect in found)

@@ -371,7 +371,8 @@ def _baselines(bundle: Bundle, repeats: str, task: str) -> dict[str, Scorer]:
     Beside a task that predicts, the lists of "rank" too.
     """
     histories, splits = numbered(bundle.events, bundle.users, bundle.items)
-    seen = histories if bundle.config.fit.refit else histories.where(splits == 0)
+    fitted = ~histories.of_kinds((REFUSED,))
+    seen = histories.where(fitted if bundle.config.fit.refit else fitted & (splits == 0))
     users = torch.from_numpy(np.asarray(seen.binary().sum(axis=0), np.float32).ravel())
     moments = Evidence.of_events(seen).linear_moments()
     penalty = float(bundle.facts["ease_penalty"])

@@ -86,7 +86,8 @@ class Remainder:
     Attributes:
         paths: what all its paths carried, those that are not shown too.
         without_path: what has no path, up or down: shared words, what a user's own rows or the
-            limits of the weights say, what entities that are not shared say of each other.
+            limits of the weights say, what entities that are not shared say of each other, and
+            what products that the user refused take away.
     """
 
     paths: float

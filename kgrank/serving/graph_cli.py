@@ -25,7 +25,7 @@ GraphSource = Annotated[
     str,
     typer.Argument(
         metavar="BUNDLE|SOURCE",
-        help="A bundle, tables, an exported graph, or neo4j://[user@]host[:port][/database].",
+        help="A bundle, tables, an exported graph, or neo4j://\\[user@]host[:port]\\[/database].",
     ),
 ]
 

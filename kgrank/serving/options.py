@@ -18,7 +18,7 @@ SourcePath = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A folder of tables, a kgrank.toml, or neo4j://[user@]host[:port][/database].",
+        help="A folder of tables, a kgrank.toml, or neo4j://\\[user@]host[:port]\\[/database].",
     ),
 ]
 BundlePath = Annotated[
@@ -27,7 +27,7 @@ BundlePath = Annotated[
 ]
 TaskOption = Annotated[
     Literal["rank", "click", "purchase", "rating"],
-    typer.Option("--task", help="Whose head: rank, or one that predicts; see [tasks]."),
+    typer.Option("--task", help="Whose head: rank, or one that predicts; see \\[tasks]."),
 ]
 Folder = typer.Option(file_okay=False, help="The folder to write into.")
 Sets = Annotated[

@@ -27,6 +27,7 @@ import scipy.sparse as sp
 from kgrank.fusion.attribution import Regression, SharedFacts, Ways
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
 from kgrank.fusion.evidence import Evidence, ItemFeatures, numbered
+from kgrank.fusion.history import REFUSED
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.model import EventParts, FoldedHistory
 from kgrank.kg.entities import EntityVectors, fact_weights
@@ -90,7 +91,8 @@ class PathFinder:
             factors = np.bincount(place_of, parts.factors[number], minlength=len(met))
             for ways, nodes in self._ways(channel, met, item, user):
                 carried = ways.parts * factors[ways.places]
-                found.append((ways.places, nodes[ways.middles], carried, number))
+                up = carried > 0.0  # a product that was refused takes away: that is no reason
+                found.append((ways.places[up], nodes[ways.middles[up]], carried[up], number))
         n_channels = len(self.bundle.model.channels)
         if not found:
             nothing = np.empty(0, np.int64)
@@ -134,7 +136,7 @@ class PathFinder:
         middles: set[int] = set()
         for least, once in ((NOTABLE, True), (LEAST, False)):
             for place, (strength, group) in enumerate(choices):
-                if len(chosen) == n or strength < least * choices[0][0]:
+                if len(chosen) >= n or strength < least * choices[0][0]:
                     break
                 product = int(found.items[group[0]])
                 if place in chosen or (once and product in products):
@@ -266,10 +268,11 @@ class PathFinder:
     def evidence(self) -> Evidence:
         """What the channels were fitted on."""
         bundle = self.bundle
-        histories = bundle.histories
+        histories, splits = numbered(bundle.events, bundle.users, bundle.items)
+        fitted = ~histories.of_kinds((REFUSED,))
         if not bundle.config.fit.refit:
-            _, splits = numbered(bundle.events, bundle.users, bundle.items)
-            histories = histories.where(splits == 0)
+            fitted &= splits == 0
+        histories = histories.where(fitted)
         forms = {c.name: c.form for c in bundle.model.channels}
         shape = len(bundle.items), max(1, len(self._column_nodes))
         nothing = sp.csr_matrix(shape, dtype=np.float32)
@@ -327,8 +330,9 @@ class PathFinder:
         return made if is_hidden else replace(made, cypher=path_query(made))
 
     def _kind(self, user: int, item: int) -> str:
-        """The kind of event that a user has most often on an item."""
+        """The kind of event that a user has most often on an item; that of a refusal is none."""
         histories = self.bundle.histories
         first, last = histories.starts[user], histories.starts[user + 1]
         kinds = histories.kinds[first:last][histories.items[first:last] == item]
+        kinds = kinds[[histories.kind_names[kind] != REFUSED for kind in kinds]]
         return histories.kind_names[int(np.bincount(kinds).argmax())]

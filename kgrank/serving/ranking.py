@@ -141,11 +141,16 @@ def rank_partition(
     """
     lists = recommender.recommend(user_ids, n=n, repeats=repeats, task=task)
     lists = lists.astype({"score": np.float32, "rank": np.int32})
-    return lists if reasons is None else _explained(recommender, lists, repeats, task, reasons)
+    return lists if reasons is None else _explained(recommender, lists, n, repeats, task, reasons)
 
 
 def _explained(
-    recommender: Recommender, lists: pd.DataFrame, repeats: Repeats, task: Task, reasons: Reasons
+    recommender: Recommender,
+    lists: pd.DataFrame,
+    n: int,
+    repeats: Repeats,
+    task: Task,
+    reasons: Reasons,
 ) -> pd.DataFrame:
     texts: list[str] = []
     paths: list[str] = []
@@ -160,7 +165,7 @@ def _explained(
             language=reasons.language,
             anonymous=reasons.anonymous,
         ):
-            ruled = with_rules(why, recommender.ruling, repeats, head, reasons.language)
+            ruled = with_rules(why, recommender.ruling, repeats, head, reasons.language, n)
             texts.append(ruled.text)
             paths.append(json.dumps([path.as_dict() for path in why.paths], ensure_ascii=False))
     columns = {"text": texts, "paths": paths}

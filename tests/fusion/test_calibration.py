@@ -97,6 +97,11 @@ def test_a_map_never_falls(pairs: list[tuple[float, bool, float]]) -> None:
         assert (np.diff(link(line)) >= 0.0).all()
 
 
+def test_hits_that_all_have_the_lowest_score_give_a_map() -> None:
+    hits = np.repeat([1.0, 0.0], [30, 70])
+    assert isotonic(np.zeros(100), hits, np.ones(100))(0.0) == pytest.approx(0.3)
+
+
 def test_what_falls_is_refused() -> None:
     for wrong in ({"slope": 0.0}, {"knots": ((0.0, 1.0), (1.0, 0.5))}):
         with pytest.raises(ValueError, match="falls somewhere"):

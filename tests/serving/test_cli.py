@@ -1,6 +1,7 @@
 """The command line: exit status, one JSON object on stdout, nothing half-written."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from kgrank.data import sample_shop
@@ -157,6 +159,22 @@ def test_the_installed_command_says_its_version() -> None:
     assert done.stdout.startswith("kgrank 0.")
 
 
+@pytest.mark.parametrize("words", [("train",), ("validate",), ("graph", "export"), ("tune",)])
+def test_help_says_brackets_as_they_are(words: tuple[str, ...]) -> None:
+    shown = run(*words, "--help")
+    assert shown.exit_code == 0, shown.exception
+    assert "neo4j://[user@]host[:port][/database]" in "".join(re.split(r"[\s│]+", shown.output))
+
+
+def test_every_verb_has_help() -> None:
+    verbs: dict[str, Any] = getattr(get_command(app), "commands")  # noqa: B009
+    assert "train" in verbs
+    for name, verb in verbs.items():
+        for more in ("", *getattr(verb, "commands", ())):
+            shown = run(name, *more.split(), "--help")
+            assert shown.exit_code == 0, (name, more, shown.exception)
+
+
 def test_help_is_quick_to_load() -> None:
     """No verb's imports are paid for by another."""
     code = "import sys, kgrank.serving.cli; print(*sys.modules)"
@@ -227,6 +245,8 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
         ("rank", "MODELS", "--out", "lists", "-n", "0"),
         ("rank", "MODELS", "--out", "lists", "--users", "no-such-file"),
         ("evaluate", "MODELS", "--graph", "false"),
+        ("evaluate", "MODELS", "--explanations", "--task", "click"),
+        ("explain", "MODELS", "--user", "u", "--why-not", "i", "--task", "click"),
     ],
 )
 def test_wrong_usage_is_status_2(words: tuple[str, ...]) -> None:

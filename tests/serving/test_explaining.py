@@ -13,7 +13,7 @@ import torch
 
 from kgrank.errors import ModelError
 from kgrank.fusion.channels import Channel, DenseFeatures, SparseFeatures
-from kgrank.fusion.history import Decay
+from kgrank.fusion.history import REFUSED, Decay
 from kgrank.fusion.model import FusedModel
 from kgrank.fusion.weights import FusionWeights
 from kgrank.kg.entities import EntityVectors, entity_vectors
@@ -456,6 +456,22 @@ def test_a_user_without_events_is_explained_by_the_bias(tiny_bundle: Bundle) -> 
     assert found.score == found.bias
     assert found.events == ()
     assert found.paths == ()
+
+
+def test_what_was_refused_takes_away_and_is_no_reason(shop_bundle: Bundle) -> None:
+    """Every third event refuses: parts still add up, and no path runs over a refusal."""
+    events = shop_bundle.events
+    kinds = np.where(np.arange(len(events)) % 3 == 0, REFUSED, events["event"].astype("str"))
+    refusing = Recommender(replace(shop_bundle, events=events.assign(event=kinds)), "cpu")
+    users = refusing.bundle.users.ids()[:15].tolist()
+    listed = refusing.recommend(users, n=3, repeats="allow")
+    against = 0
+    for user, item in zip(listed["user_id"], listed["item_id"], strict=True):
+        found = refusing.explain(user, item, max_paths=50)
+        against += sum(event.contribution < 0 for event in found.events)
+        assert all(path.contribution > 0 for path in found.paths)
+        assert graph_has(shop_bundle.graph, found)
+    assert against
 
 
 def test_the_text_speaks_both_languages_of_the_same_products(recommender: Recommender) -> None:

@@ -19,7 +19,7 @@ from kgrank.fusion.model import Repeats
 from kgrank.kg.tables import read_tables
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.placing import Caps, Pins, Spread, fill
-from kgrank.serving.ranking import rank_users
+from kgrank.serving.ranking import Reasons, rank_partition, rank_users
 from kgrank.serving.recommender import Recommender
 from kgrank.serving.rules import Rules, moment
 from kgrank.serving.training import train
@@ -500,6 +500,19 @@ def test_a_job_tells_its_rules_and_does_not_go_on_under_others(
     assert "a1" not in set(listed["item_id"])
     assert set(listed.groupby("user_id").size()) == {3}
     assert "rules" not in rank_users(Recommender(bundle, "cpu"), tmp_path / "plain", n=3)
+
+
+def test_reasons_beside_the_rows_tell_what_rules_do_in_lists_of_that_length(
+    shop_bundle: Bundle,
+) -> None:
+    item = shop_bundle.items.id(10)
+    pin = {"action": "pin", "place": 13, "items": {"item_id": {"equals": item}}}
+    user = shop_bundle.users.id(0)
+    lists = rank_partition(under(shop_bundle, pin), [user], 20, "allow", reasons=Reasons())
+    row = lists[lists["item_id"] == item].iloc[0]
+    assert row["rank"] == 13
+    assert "“rule 0”" in row["text"]
+    assert "place 13" in row["text"]
 
 
 def test_the_rules_of_a_fixed_recommender_are_those_of_its_moment(
