@@ -162,8 +162,15 @@ class DenseFeatures:
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
-        rows = torch.from_numpy(np.asarray(items, np.int64)).to(self.values.device)
-        return np.asarray((self.of_history[rows] @ self.values[target]).cpu(), np.float32)
+        return self.of_vectors(self.gathered(items), target)
+
+    def gathered(self, items: npt.NDArray[np.integer]) -> torch.Tensor:
+        """S[h] of each item h, (n_events × dim)."""
+        return self.of_history[torch.from_numpy(np.asarray(items, np.int64)).to(self.values.device)]
+
+    def of_vectors(self, vectors: torch.Tensor, target: int) -> Floats:
+        """v(h, target) of events whose vectors were `gathered`, (n_events) float32."""
+        return np.asarray((vectors @ self.values[target]).cpu(), np.float32)
 
 
 Form = ItemItem | SparseFeatures | DenseFeatures
