@@ -333,7 +333,8 @@ class PathFinder:
         histories = self.bundle.histories
         first, last = histories.starts[user], histories.starts[user + 1]
         kinds = histories.kinds[first:last][histories.items[first:last] == item]
-        return histories.kind_names[int(np.bincount(kinds).argmax())]
+        most = kinds[0] if len(kinds) == 1 else np.bincount(kinds).argmax()
+        return histories.kind_names[int(most)]
 
 
 @compiled
