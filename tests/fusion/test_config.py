@@ -159,8 +159,8 @@ def test_every_fault_of_a_file_is_told_at_once(tmp_path):
     lines = message(path).splitlines()
     assert lines == [
         f"{path}: split.test: found 2; allowed: less than 1. Correct it.",
-        f"{path}: found 'modle' = 'minilm' in [text]; allowed: model, fields, device, max_tokens. "
-        "Is 'model' meant?",
+        f"{path}: found 'modle' = 'minilm' in [text]; allowed: model, fields, device, max_tokens, "
+        "shrinkage. Is 'model' meant?",
         f"{path}: fit: found 3; allowed: a section. Correct it.",
     ]
 

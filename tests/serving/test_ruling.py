@@ -271,9 +271,13 @@ def test_more_items_are_looked_at_where_caps_use_up_the_best(shop_bundle: Bundle
 def test_diversity_by_vectors_needs_some_and_spreads_lists(shop_bundle: Bundle) -> None:
     """With an embedding that no list is weighed by."""
     rule = {"action": "diversify", "strength": 0.7, "vectors": True}
-    with pytest.raises(ConfigError, match="vectors = true; allowed: in bundles with one of"):
-        under(shop_bundle, rule)
     model, codes = shop_bundle.model, pd.factorize(shop_bundle.item_table["category"])[0]
+    sparse = [n for n, of in enumerate(model.channels) if not isinstance(of.form, DenseFeatures)]
+    heads_left = {name: head.of_channels(sparse) for name, head in model.heads.items()}
+    model = replace(model, channels=tuple(model.channels[n] for n in sparse), heads=heads_left)
+    plain = replace(shop_bundle, model=model)
+    with pytest.raises(ConfigError, match="vectors = true; allowed: in bundles with one of"):
+        under(plain, rule)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(codes.max() + 1, 16))[codes] + 0.3 * rng.normal(size=(299, 16))
     form = DenseFeatures(torch.from_numpy(vectors.astype(np.float32)))
@@ -297,7 +301,7 @@ def test_diversity_by_vectors_needs_some_and_spreads_lists(shop_bundle: Bundle) 
         under(bundle, rule).recommend(users),
         Recommender(bundle, "cpu").recommend(users),
     )
-    pd.testing.assert_frame_equal(usual, Recommender(shop_bundle, "cpu").recommend(users))
+    pd.testing.assert_frame_equal(usual, Recommender(plain, "cpu").recommend(users))
     assert likeness(spread) < 0.8 * likeness(usual)
     assert len(spread) == len(usual) == 400
 

@@ -90,7 +90,8 @@ def test_two_processes_write_one_bundle_that_holds_what_one_process_finds(
         assert told["learned"][figures] == pytest.approx(one["learned"][figures], rel=1e-3)
     assert told["learned"]["best_epoch"] == one["learned"]["best_epoch"]
     vectors, expected = learned(told["bundle"]), learned(one["bundle"])
-    assert vectors.keys() == expected.keys() == {"learned", "learned.sources"}
+    names = {"learned", "learned.sources", "learned.lengths"}
+    assert vectors.keys() == expected.keys() == names
     for name, values in expected.items():
         assert np.allclose(vectors[name], values, atol=1e-3), name
     assert Bundle.load(shared).model.channels[-1].name == "learned"
