@@ -173,12 +173,11 @@ class Regression:
                     self._ages,
                 )
             )
-        of_entities, of_words = (
-            Ways(*_side_pulls(wanted, target, near, column, rows, n))
-            for rows, n in zip((self.entities, self.words), self.n_columns, strict=True)
+        sides, value, penalty = (self.entities, self.words), weights[wanted], self.penalty[wanted]
+        users, entities = _shares(
+            wanted, target, user, near, column, sides, self.n_columns, value, penalty, of_users
         )
-        scale = _scale(weights[wanted], self.penalty[wanted], of_users, of_entities, of_words)
-        return Shares(Ways(*_scaled(of_users, scale, user)), Ways(*_scaled(of_entities, scale, -1)))
+        return Shares(Ways(*users), Ways(*entities))
 
     @cached_property
     def _items_of(self) -> Rows:
@@ -377,3 +376,24 @@ def _shared(
                 places[n], middles[n], parts[n] = place, left.items[entry], product
                 n += 1
     return places[:n], middles[:n], parts[:n]
+
+
+@compiled
+def _shares(
+    wanted: Ints,
+    target: int,
+    user: int,
+    near: Ints,
+    column: Floats,
+    sides: tuple[Rows, Rows],
+    n_columns: tuple[int, int],
+    value: Floats,
+    penalty: Floats,
+    of_users: Ways,
+) -> tuple[tuple[Ints, Ints, Doubles], tuple[Ints, Ints, Doubles]]:
+    """The ways over users and over entities, scaled; one call, since calls from Python cost."""
+    places, middles, parts = _side_pulls(wanted, target, near, column, sides[0], n_columns[0])
+    of_entities = Ways(places, middles, parts)
+    places, middles, parts = _side_pulls(wanted, target, near, column, sides[1], n_columns[1])
+    scale = _scale(value, penalty, of_users, of_entities, Ways(places, middles, parts))
+    return _scaled(of_users, scale, user), _scaled(of_entities, scale, -1)

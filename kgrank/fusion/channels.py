@@ -28,8 +28,8 @@ class _Sparse(ABC):
     """Scores that are a product of two sparse matrices."""
 
     @abstractmethod
-    def _factors(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        """Sparse matrices, CSR, whose product is the scores (n × n_items)."""
+    def _factors(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, Rows]:
+        """A CSR matrix and the rows of another, whose product is the scores (n × n_items)."""
 
     def scores(self, history: sp.csr_matrix) -> torch.Tensor:
         """Σ_h w(h) · v(h, i), (n × n_items) float32."""
@@ -62,8 +62,8 @@ class ItemItem(_Sparse):
 
     weights: sp.csr_matrix
 
-    def _factors(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        return history, self.weights
+    def _factors(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, Rows]:
+        return history, self._rows
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
@@ -80,12 +80,12 @@ class SparseFeatures(_Sparse):
 
     values: sp.csr_matrix
 
-    def _factors(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    def _factors(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, Rows]:
         return history @ self.values, self._turned
 
     @cached_property
-    def _turned(self) -> sp.csr_matrix:
-        return self.values.T.tocsr()
+    def _turned(self) -> Rows:
+        return Rows.of(self.values.T.tocsr())
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
@@ -162,8 +162,15 @@ class DenseFeatures:
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
-        rows = torch.from_numpy(np.asarray(items, np.int64)).to(self.values.device)
-        return np.asarray((self.of_history[rows] @ self.values[target]).cpu(), np.float32)
+        return self.of_vectors(self.gathered(items), target)
+
+    def gathered(self, items: npt.NDArray[np.integer]) -> torch.Tensor:
+        """S[h] of each item h, (n_events × dim)."""
+        return self.of_history[torch.from_numpy(np.asarray(items, np.int64)).to(self.values.device)]
+
+    def of_vectors(self, vectors: torch.Tensor, target: int) -> Floats:
+        """v(h, target) of events whose vectors were `gathered`, (n_events) float32."""
+        return np.asarray((vectors @ self.values[target]).cpu(), np.float32)
 
 
 Form = ItemItem | SparseFeatures | DenseFeatures

@@ -56,12 +56,14 @@ class FoldedHistory:
         items: (n_events) item numbers.
         weights: (n_channels × n_events) float64: what an event weighs, over the history's size.
         own: the user's own part, the same for all items.
+        vectors: number of a dense channel → (n_events × dim) vectors of the events.
     """
 
     events: npt.NDArray[np.int64]
     items: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float64]
     own: float
+    vectors: dict[int, torch.Tensor]
 
     @cached_property
     def products(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -246,13 +248,25 @@ class FusedModel:
         """
         events = np.arange(span.first[0], span.last[0])
         weights = np.zeros((len(self.channels), len(events)))
+        decays: list[Decay] = []  # of several channels with the same decay, one
+        rows: list[tuple[npt.NDArray[np.float64], sp.csr_matrix]] = []
         for number, channel in enumerate(self.channels):
             if len(events) and self.heads[head].weighs(number):
-                flat, decayed = histories.event_weights(span, channel.decay)
-                size = channel.form.size(histories.matrix(span, flat, decayed))
-                weights[number] = decayed.astype(np.float64) / float(size[0])
+                if channel.decay not in decays:
+                    flat, decayed = histories.event_weights(span, channel.decay)
+                    matrix = histories.matrix(span, flat, decayed)
+                    decays.append(channel.decay)
+                    rows.append((decayed.astype(np.float64), matrix))
+                of_events, matrix = rows[decays.index(channel.decay)]
+                weights[number] = of_events / float(channel.form.size(matrix)[0])
         own = float(self.own_parts(histories, span, head)[0])
-        return FoldedHistory(events, histories.items[events], weights, own)
+        items = histories.items[events]
+        vectors = {
+            number: channel.form.gathered(items)
+            for number, channel in enumerate(self.channels)
+            if isinstance(channel.form, DenseFeatures)
+        }
+        return FoldedHistory(events, items, weights, own, vectors)
 
     def parts_of(self, history: FoldedHistory, item: int, head: Head) -> EventParts:
         """The score of an item taken apart, for a history that was folded for this head."""
@@ -261,7 +275,12 @@ class FusedModel:
         parts = np.zeros_like(factors)
         for number, channel in enumerate(self.channels):
             if gates[number, item] and len(history.events):
-                parts[number] = factors[number] * channel.form.of_events(history.items, item)
+                form = channel.form
+                if isinstance(form, DenseFeatures):
+                    said = form.of_vectors(history.vectors[number], item)
+                else:
+                    said = form.of_events(history.items, item)
+                parts[number] = factors[number] * said
         bias = float(biases[item]) + history.own
         return EventParts(history.events, parts, bias, factors)
 

@@ -17,29 +17,29 @@ from kgrank.compiled import compiled
 from kgrank.fusion.local_ridge import Floats, Ints, Longs, Rows
 
 
-def multiply(history: sp.csr_matrix, weights: sp.csr_matrix, out: Floats) -> None:
+def multiply(history: sp.csr_matrix, weights: Rows, out: Floats) -> None:
     """Add history · weights to `out`.
 
     Args:
         history: (n × n_items) CSR float32.
-        weights: (n_items × n_items) CSR float32.
+        weights: the rows of an (n_items × n_items) matrix.
         out: (n × n_items) float32.
     """
-    left, right = Rows.of(history), Rows.of(weights)
-    _by_rows(lambda first, last: _multiply(first, last, left, right, out), len(out))
+    left = Rows.of(history)
+    _by_rows(lambda first, last: _multiply(first, last, left, weights, out), len(out))
 
 
-def add_scaled(history: sp.csr_matrix, weights: sp.csr_matrix, gate: Floats, out: Floats) -> None:
+def add_scaled(history: sp.csr_matrix, weights: Rows, gate: Floats, out: Floats) -> None:
     """Add history · weights to `out`, each row over its root mean square, each column times a gate.
 
     Args:
         history: (n × n_items) CSR float32.
-        weights: (n_items × n_items) CSR float32.
+        weights: the rows of an (n_items × n_items) matrix.
         gate: (n_items) float32.
         out: (n × n_items) float32.
     """
-    left, right = Rows.of(history), Rows.of(weights)
-    _by_rows(lambda first, last: _add_scaled(first, last, left, right, gate, out), len(out))
+    left = Rows.of(history)
+    _by_rows(lambda first, last: _add_scaled(first, last, left, weights, gate, out), len(out))
 
 
 def at_least(matrix: Floats, least: Floats) -> sp.csr_matrix:

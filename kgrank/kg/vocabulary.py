@@ -93,7 +93,12 @@ class Vocabulary:
 
     @cached_property
     def _number_of(self) -> dict[str, int]:
-        return {id_: number for number, id_ in enumerate(self.array.to_pylist())}
+        return {id_: number for number, id_ in enumerate(self._ids)}
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        ids: list[str] = self.array.to_pylist()
+        return ids
 
     def numbers(
         self, ids: Ids, missing: Literal["error", "negative"] = "error"
@@ -134,8 +139,7 @@ class Vocabulary:
         Raises:
             IndexError: the number is not below `len(self)`.
         """
-        id_: str = self.array[number].as_py()
-        return id_
+        return self._ids[number]
 
     def _unknown(self, ids: list[str]) -> UnknownIdError:
         shown = ", ".join(repr(id_) for id_ in ids[:5]) + (", …" if len(ids) > 5 else "")
@@ -261,7 +265,7 @@ class Nodes:
         self.check(number)
         kind = int(self.types[number])
         vocabulary = (self.users, self.items, self.entities)[min(kind, 2)]
-        id_ = vocabulary.array[int(self.numbers[number])].as_py()
+        id_ = vocabulary.id(int(self.numbers[number]))
         return Node(self.type_names[kind], id_, self.names[number].as_py())
 
     def check(self, number: int) -> None:

@@ -18,12 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from kgrank.compiled import compiled
 from kgrank.fusion.attribution import Regression, SharedFacts, Ways
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
 from kgrank.fusion.evidence import Evidence, ItemFeatures, numbered
@@ -99,13 +101,9 @@ class PathFinder:
             return FoundPaths(nothing, nothing, np.empty(0), np.empty((n_channels, 0)))
         n_nodes = len(self.bundle.graph.nodes)
         keys = np.concatenate([p.astype(np.int64) * n_nodes + m for p, m, _, _ in found])
-        paths, of = np.unique(keys, return_inverse=True)
-        of_channels = np.zeros((n_channels, len(paths)))
-        start = 0
-        for _, _, carried, number in found:
-            end = start + len(carried)
-            of_channels[number] += np.bincount(of[start:end], carried, minlength=len(paths))
-            start = end
+        carried = np.concatenate([carried for _, _, carried, _ in found])
+        channels = np.repeat([n for _, _, _, n in found], [len(c) for _, _, c, _ in found])
+        paths, of_channels = _merged(keys, carried, channels, n_channels)
         return FoundPaths(
             met[paths // n_nodes].astype(np.int64),
             paths % n_nodes,
@@ -123,27 +121,31 @@ class PathFinder:
         """
         told = self.information[found.middles] >= LEAST_INFORMATION
         over_user = self.bundle.graph.nodes.types[found.middles] == USER
-        few = np.flatnonzero(told & ~over_user).tolist()
-        choices = [(float(found.parts[path]), [path]) for path in few]
+        few = np.flatnonzero(told & ~over_user)
         of_users = np.flatnonzero(told & over_user)
-        of_users = of_users[np.argsort(-found.parts[of_users], kind="stable")]
-        for product in np.unique(found.items[of_users]):
-            group = of_users[found.items[of_users] == product]
-            choices.append((float(found.parts[group].sum()), group.tolist()))
-        choices.sort(key=lambda choice: -choice[0])
-        chosen: dict[int, tuple[float, Chosen]] = {}  # place in choices → strength, path
+        items = found.items[of_users]
+        order = np.lexsort((-found.parts[of_users], items))
+        of_users, items = of_users[order], items[order]
+        cuts = [*np.flatnonzero(np.diff(items, prepend=-1)).tolist(), len(items)]
+        groups = [of_users[start:end] for start, end in pairwise(cuts)]
+        sums = [float(found.parts[group].sum()) for group in groups]
+        strengths = np.concatenate([found.parts[few], sums])
+        ranked = np.argsort(-strengths, kind="stable").tolist()
+        chosen: dict[int, tuple[float, Chosen]] = {}  # place in strengths → strength, path
         products: set[int] = set()
         middles: set[int] = set()
         for least, once in ((NOTABLE, True), (LEAST, False)):
-            for place, (strength, group) in enumerate(choices):
-                if len(chosen) >= n or strength < least * choices[0][0]:
+            for place in ranked:
+                strength = float(strengths[place])
+                if len(chosen) >= n or strength < least * strengths[ranked[0]]:
                     break
+                group = few[place, None] if place < len(few) else groups[place - len(few)]
                 product = int(found.items[group[0]])
                 if place in chosen or (once and product in products):
                     continue
-                path = next((p for p in group if int(found.middles[p]) not in middles), None)
+                path = next((int(p) for p in group if int(found.middles[p]) not in middles), None)
                 if path is not None:
-                    chosen[place] = strength, Chosen(path, [p for p in group if p != path])
+                    chosen[place] = strength, Chosen(path, group[group != path].tolist())
                     products.add(product)
                     middles.add(int(found.middles[path]))
         return [path for _, path in sorted(chosen.values(), key=lambda entry: -entry[0])]
@@ -334,5 +336,23 @@ class PathFinder:
         histories = self.bundle.histories
         first, last = histories.starts[user], histories.starts[user + 1]
         kinds = histories.kinds[first:last][histories.items[first:last] == item]
-        kinds = kinds[[histories.kind_names[kind] != REFUSED for kind in kinds]]
-        return histories.kind_names[int(np.bincount(kinds).argmax())]
+        if len(kinds) > 1:
+            kinds = kinds[[histories.kind_names[kind] != REFUSED for kind in kinds]]
+        most = kinds[0] if len(kinds) == 1 else np.bincount(kinds).argmax()
+        return histories.kind_names[int(most)]
+
+
+@compiled
+def _merged(
+    keys: Numbers, carried: Doubles, channels: Numbers, n_channels: int
+) -> tuple[Numbers, Doubles]:
+    """The keys (n) ascending and each once, and what they carried: (n_channels × n_keys)."""
+    order = np.argsort(keys, kind="mergesort")
+    kept, n = np.empty(len(keys), np.int64), 0
+    sums = np.zeros((n_channels, len(keys)))
+    for way in order:
+        if n == 0 or kept[n - 1] != keys[way]:
+            kept[n] = keys[way]
+            n += 1
+        sums[channels[way], n - 1] += carried[way]
+    return kept[:n], sums[:, :n].copy()

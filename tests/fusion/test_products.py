@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from kgrank.fusion.local_ridge import Rows
 from kgrank.fusion.products import add_scaled, at_least, multiply
 
 N, N_ITEMS = 13, 9
@@ -29,7 +30,7 @@ def some(shape: tuple[int, int], seed: int) -> sp.csr_matrix:
 def test_a_product_is_added_to_what_is_there(threads: int) -> None:
     history, weights = some((N, N_ITEMS), 1), some((N_ITEMS, N_ITEMS), 2)
     out = np.ones((N, N_ITEMS), np.float32)
-    multiply(history, weights, out)
+    multiply(history, Rows.of(weights), out)
     assert out == pytest.approx(1.0 + (history @ weights).toarray(), rel=1e-5)
 
 
@@ -38,7 +39,7 @@ def test_rows_are_scaled_and_columns_gated(threads: int) -> None:
     history = sp.csr_matrix(np.array([[1, 0], [0, 0], [0, 2]], np.float32))
     weights = sp.csr_matrix(np.array([[3, 4, 0, 0], [0, 0, 1, 1]], np.float32))
     out = np.full((3, 4), 10.0, np.float32)
-    add_scaled(history, weights, np.array([1, 0.5, 1, 0], np.float32), out)
+    add_scaled(history, Rows.of(weights), np.array([1, 0.5, 1, 0], np.float32), out)
     third = np.sqrt(2.0)  # (0, 0, 2, 2) over its root mean square
     expected = [[11.2, 10.8, 10, 10], [10, 10, 10, 10], [10, 10, 10 + third, 10]]
     assert out == pytest.approx(np.array(expected), rel=1e-6)
