@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kgrank.errors import ConfigError
-from kgrank.fusion.history import Histories, Spans
+from kgrank.fusion.history import REFUSED, Histories, Spans
 from kgrank.fusion.model import Head, Repeats
 from kgrank.serving.effects import effects, list_scores
 from kgrank.serving.explanation import RuleEffect
@@ -205,7 +205,10 @@ def _change(
     events = np.arange(span.first[0], span.last[0])
     room = int(np.clip(CELLS // histories.n_items, _LEAST, _MOST))
     removed = events[::-1][: room // 2]
-    kinds = histories.kinds[events] if len(events) else histories.kinds
+    speaks_for = ~np.isin(histories.kind_names, REFUSED)
+    kinds = histories.kinds[events][speaks_for[histories.kinds[events]]]
+    if not len(kinds):
+        kinds = histories.kinds[speaks_for[histories.kinds]]
     kind = int(np.bincount(kinds).argmax()) if len(kinds) else 0
     against = None if lowest is None else int(bundle.items.numbers([lowest.item_id])[0])
     worth = _worth(ruling, span, item, against, kind, head)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from kgrank.errors import ConfigError, UnknownIdError
+from kgrank.fusion.history import REFUSED
 from kgrank.fusion.model import Repeats
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.recommender import Recommender
@@ -172,3 +173,20 @@ def test_wrong_questions_are_refused(tiny_bundle: Bundle) -> None:
         recommender.why_not("u-ada", "a1", n=0)
     with pytest.raises(ConfigError, match="language"):
         recommender.why_not("u-ada", "a1", language="fr")  # type: ignore[arg-type]
+
+
+def test_what_would_list_a_product_is_no_refusal(shop_bundle: Bundle) -> None:
+    """Of users who refused all but one of what they met: one more event that speaks for it."""
+    events = shop_bundle.events.copy()
+    sizes = events.groupby("user_id", sort=True).size()
+    users = sizes[(sizes > 4) & (sizes < 9)].index[:6].tolist()
+    own = events["user_id"].isin(users) & events.duplicated("user_id", keep="last")
+    events.loc[own, "event"] = REFUSED
+    refusing = Recommender(replace(shop_bundle, events=events), "cpu")
+    changes = []
+    for user in users:
+        item = refusing.recommend([user], n=14)["item_id"].iloc[-1]
+        changes.append(refusing.why_not(user, item).change)
+    added = [change for change in changes if change is not None and change.action == "add"]
+    assert added
+    assert REFUSED not in {change.event for change in added}

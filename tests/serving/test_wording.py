@@ -132,7 +132,7 @@ def test_a_history_that_speaks_against_is_not_dressed_up(bias, said):
         ("embedding", "It is described in similar words."),
         ("image", "Its picture looks similar."),
         ("graph", "It shares attributes with what you chose before."),
-        ("repeat", "You bought it before, about when you usually do."),
+        ("repeat", "You chose it before."),
         ("novel", "The channel 'novel' speaks for it."),
     ],
 )
