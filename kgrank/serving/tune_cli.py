@@ -85,5 +85,7 @@ def tune(
     for trial in found.trials:
         if trial.error:
             typer.echo(f"Trial {trial.number} failed: {trial.error}")
+    if found.best.value is not None and found.best.value <= found.before:
+        typer.echo(f"No trial ranks better than the settings as they are ({found.before:.4f}).")
     typer.echo(f"Best: trial {found.best.number}. {out / BEST} holds, for a kgrank.toml:\n")
     typer.echo(fragment(found))
