@@ -333,23 +333,10 @@ def _side_pulls(
             feature = side.items[entry]
             if left[feature] != 0.0:
                 rest[feature] -= weight * side.values[entry]
-    most = 0
-    for item in wanted:
-        most += side.starts[item + 1] - side.starts[item]
-    places, middles = np.empty(most, np.int32), np.empty(most, np.int32)
-    parts = np.empty(most, np.float64)
-    n = 0
-    for place in range(len(wanted)):
-        item = wanted[place]
-        if item == target:
-            continue
-        for entry in range(side.starts[item], side.starts[item + 1]):
-            feature = side.items[entry]
-            pull = side.values[entry] * rest[feature]
-            if left[feature] != 0.0 and pull > 0.0:
-                places[n], middles[n], parts[n] = place, feature, pull
-                n += 1
-    return places[:n], middles[:n], parts[:n]
+    for feature in range(n_columns):
+        if left[feature] == 0.0:
+            rest[feature] = 0.0
+    return _carried(wanted, target, side, rest)
 
 
 @compiled
@@ -360,9 +347,15 @@ def _shared(
     own = np.zeros(n_columns, np.float32)
     for entry in range(right.starts[target], right.starts[target + 1]):
         own[right.items[entry]] = right.values[entry]
+    return _carried(wanted, target, left, own)
+
+
+@compiled
+def _carried(wanted: Ints, target: int, rows: Rows, factors: Floats) -> tuple[Ints, Ints, Doubles]:
+    """Place, column and product above 0 of the items' entries with the columns' factors."""
     most = 0
     for item in wanted:
-        most += left.starts[item + 1] - left.starts[item]
+        most += rows.starts[item + 1] - rows.starts[item]
     places, middles = np.empty(most, np.int32), np.empty(most, np.int32)
     parts = np.empty(most, np.float64)
     n = 0
@@ -370,10 +363,10 @@ def _shared(
         item = wanted[place]
         if item == target:
             continue
-        for entry in range(left.starts[item], left.starts[item + 1]):
-            product = left.values[entry] * own[left.items[entry]]
+        for entry in range(rows.starts[item], rows.starts[item + 1]):
+            product = rows.values[entry] * factors[rows.items[entry]]
             if product > 0.0:
-                places[n], middles[n], parts[n] = place, left.items[entry], product
+                places[n], middles[n], parts[n] = place, rows.items[entry], product
                 n += 1
     return places[:n], middles[:n], parts[:n]
 

@@ -111,9 +111,10 @@ def calibrate(
 
 def log_loss(probability: Doubles, hits: Doubles, weights: Doubles) -> float:
     """Mean −log-likelihood, in nats a pair."""
+    from sklearn import metrics
+
     sure = np.clip(probability, LEAST, 1.0 - LEAST)
-    each = np.where(hits > 0.0, -np.log(sure), -np.log1p(-sure))
-    return float(np.average(each, weights=weights))
+    return float(metrics.log_loss(hits, sure, sample_weight=weights, labels=[0, 1]))
 
 
 def calibration_error(
@@ -138,9 +139,7 @@ def auc(scores: npt.NDArray[np.floating], hits: Doubles, weights: Doubles) -> fl
 
     ½ where there are only pairs of one kind.
     """
-    _, rank = np.unique(scores, return_inverse=True)
-    missed = np.bincount(rank, weights * (1.0 - hits))
-    hit = np.bincount(rank, weights * hits)
-    below = np.cumsum(missed) - missed
-    total = missed.sum() * hit.sum()
-    return float(hit @ (below + missed / 2.0) / total) if total > 0.0 else 0.5
+    from sklearn.metrics import roc_auc_score
+
+    one_kind = not hits.any() or bool(hits.all())
+    return 0.5 if one_kind else float(roc_auc_score(hits, scores, sample_weight=weights))
