@@ -2,12 +2,14 @@
 
     (:User {id, name})  (:Item {id, name})  (:Entity {id, name, type})
     (head)-[:`relation` {weight, time, behaviour}]->(tail)       time: seconds UTC, 0 = none
+    (:User)-[:RECOMMENDED {score, rank, kgrank_model}]->(:Item)  lists, where they were asked for
 
 Every node also has `kgrank_part` and `kgrank_hash`. One `:KgrankGraph` says which graph it is, and
 one `:KgrankPart` for each part (`kgrank.kg.parts`) has the hash of what that part holds. A part is
 written in one transaction, its hash with it; so an export that was cut short is gone on with by
 running it again, and one that differs in little writes little. The three labels belong to the
-export: what others relate by them is removed when the part is written next.
+export: what others relate by them is removed when the part is written next. A relationship that has
+`kgrank_model` is a place in a model's list: no part of the graph, and never read as one.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from kgrank.errors import DataError, StoreError
 from kgrank.kg.bolt import Server
 from kgrank.kg.building import Edges
 from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.node_scores import MODEL_PROPERTY
 from kgrank.kg.parts import KINDS
 from kgrank.kg.storage import nodes_of_columns
 from kgrank.kg.vocabulary import Nodes
@@ -116,8 +119,8 @@ def read_mark(server: Server) -> dict[str, Any] | None:
 _READ_NODES = (
     "MATCH (n:{label} {{kgrank_part: $part}}) RETURN collect(n.id), {type}, collect(n.name)"
 )
-EDGES_OF_PART = """
-MATCH (h:{label} {{kgrank_part: $part}})-[r]->(t)
+EDGES_OF_PART = f"""
+MATCH (h:{{label}} {{{{kgrank_part: $part}}}})-[r]->(t) WHERE r.{MODEL_PROPERTY} IS NULL
 WITH h, r, t, CASE WHEN t:User THEN 'User' WHEN t:Item THEN 'Item' WHEN t:Entity THEN 'Entity'
     END AS kind
 WHERE kind IS NOT NULL

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kgrank.kg.bolt import Server, quoted
 from kgrank.kg.building import Edges
 from kgrank.kg.graph_server import EDGES_OF_PART, refusal
+from kgrank.kg.node_scores import MODEL_PROPERTY, RECOMMENDED
 from kgrank.kg.parts import KINDS, Parts
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class PartWriter:
             for (head, relation, tail), ends in stale.items():
                 query = (
                     f"UNWIND $rows AS row MATCH (h:{head} {{id: row[0]}})"
-                    f"-[r:{quoted(relation)}]->(t:{tail} {{id: row[1]}}) DELETE r RETURN count(*)"
+                    f"-[r:{quoted(relation)}]->(t:{tail} {{id: row[1]}}) "
+                    f"WHERE r.{MODEL_PROPERTY} IS NULL DELETE r RETURN count(*)"
                 )
                 sized = ((list(pair), 4 * (len(pair[0]) + len(pair[1]))) for pair in ends)
                 counts["edges_removed"] += self._send(tx, query, sized, exact=False)
@@ -125,20 +127,49 @@ class PartWriter:
                 "behaviour: $behaviour}]->(t) RETURN count(*)"
             )
             behaviour = bool(graph.behaviours[relation])
-            rows = self._rows(edges.take(np.flatnonzero(chosen)))
+            some = edges.take(np.flatnonzero(chosen))
+            rows = self._rows(some.heads, some.tails, some.weights.tolist(), some.times.tolist())
             counts["edges_written"] += self._send(tx, query, rows, behaviour=behaviour)
         return counts
 
-    def _rows(self, edges: Edges) -> Iterator[tuple[list[Any], int]]:
-        """The edges by head, and about how many bytes each head's are."""
+    def scores(self, tx: neo4j.ManagedTransaction, part: int, empty: bool) -> Counter[str]:
+        """Write the lists of a part's users in the place of those that are there."""
+        counts: Counter[str] = Counter()
+        if not empty:
+            query = (
+                f"MATCH (h:User {{kgrank_part: $part}})-[r:{RECOMMENDED}]->() "
+                f"WHERE r.{MODEL_PROPERTY} IS NOT NULL DELETE r RETURN count(*)"
+            )
+            counts["scores_removed"] = int(tx.run(query, part=part).single(strict=True)[0])
+        scores = self.parts.scores(part)
+        query = (
+            "UNWIND $rows AS row MATCH (h:User {id: row[0]}) "
+            "UNWIND row[1] AS e MATCH (t:Item {id: e[0]}) "
+            f"CREATE (h)-[:{RECOMMENDED} {{score: e[1], rank: e[2], {MODEL_PROPERTY}: $model}}]->"
+            "(t) RETURN count(*)"
+        )
+        rows = self._rows(scores.users, scores.items, scores.scores.tolist(), scores.ranks.tolist())
+        counts["scores_written"] = self._send(tx, query, rows, model=scores.model)
+        return counts
+
+    def _rows(
+        self, heads: NDArray[np.int32], tails: NDArray[np.int32], *about: list[Any]
+    ) -> Iterator[tuple[list[Any], int]]:
+        """Head, then [tail, …] of each of its edges; and about how many bytes that is.
+
+        Args:
+            heads, tails: (n,) int32: nodes; the edges of a head stand together.
+            about: (n,) each: what else is said of an edge.
+        """
         ids = self.parts.ids
-        starts = np.flatnonzero(np.diff(edges.heads, prepend=-1, append=-1))
-        tails, weights, times = (a.tolist() for a in (edges.tails, edges.weights, edges.times))
+        starts = np.flatnonzero(np.diff(heads, prepend=-1, append=-1))
+        ends = [ids[tail] for tail in tails.tolist()]
         for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            head = ids[edges.heads[start]]
+            head = ids[heads[start]]
             for first in range(start, end, 500):
-                some = range(first, min(first + 500, end))
-                of_head = [[ids[tails[e]], weights[e], times[e]] for e in some]
+                some = slice(first, min(first + 500, end))
+                columns = [ends[some], *(column[some] for column in about)]
+                of_head = [list(edge) for edge in zip(*columns, strict=True)]
                 yield [head, of_head], 4 * len(head) + sum(20 + 4 * len(e[0]) for e in of_head)
 
     def _send(
@@ -218,7 +249,7 @@ def _ids_and_hashes(tx: neo4j.ManagedTransaction, label: str, part: int) -> dict
 
 
 def _remove(tx: neo4j.ManagedTransaction, label: str, ids: list[str]) -> None:
-    """Remove nodes with their edges, and forget the hashes of the parts that those belong to."""
+    """Remove nodes with their edges, and forget the hashes of the parts that those are of."""
     if not ids:
         return
     node = f"UNWIND $ids AS id MATCH (n:{label} {{id: id}})"
@@ -227,7 +258,7 @@ def _remove(tx: neo4j.ManagedTransaction, label: str, ids: list[str]) -> None:
     parts |= {record[0] for record in tx.run(f"{node} RETURN DISTINCT n.kgrank_part", ids=ids)}
     tx.run(
         "UNWIND $keys AS key MATCH (p:KgrankPart {id: key}) SET p.hash = $hash",
-        keys=[f"edges-{part}" for part in sorted(parts)],
+        keys=[f"{of}-{part}" for of in ("edges", "scores") for part in sorted(parts)],
         hash=UNKNOWN,
     ).consume()
     tx.run(f"{node} DETACH DELETE n", ids=ids).consume()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kgrank.kg.building import Edges
 from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.node_scores import NodeScores
 from kgrank.kg.vocabulary import ITEM
 
 KINDS = ("User", "Item", "Entity")
@@ -28,13 +29,15 @@ class Parts:
 
     Attributes:
         graph: what is cut.
-        n: how many parts there are, of nodes and of edges each.
+        n: how many parts there are, of nodes, of edges and of scores each.
         said: (n_nodes,) uint64: a hash of what else is written of each node, such as a vector.
+        scored: the lists that users get.
     """
 
     graph: KnowledgeGraph
     n: int
     said: NDArray[np.uint64]
+    scored: NodeScores
 
     @cached_property
     def ids(self) -> list[str]:
@@ -81,6 +84,10 @@ class Parts:
         return _grouped(self.of_nodes[self._list.heads], self.n)
 
     @cached_property
+    def _scores(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return _grouped(self.of_nodes[self.scored.users], self.n)
+
+    @cached_property
     def _list(self) -> Edges:
         return self.graph.edge_list()
 
@@ -99,6 +106,11 @@ class Parts:
         order, starts = self._edges
         return self._list.take(order[starts[part] : starts[part + 1]])
 
+    def scores(self, part: int) -> NodeScores:
+        """The lists of the users of a part."""
+        order, starts = self._scores
+        return self.scored.take(order[starts[part] : starts[part + 1]])
+
     def node_hash(self, part: int) -> str:
         """The hash of the nodes of a part, "" where there are none."""
         nodes = self.nodes(part)
@@ -113,6 +125,18 @@ class Parts:
             self.keys[edges.tails],
             edges.times.astype(np.uint64),
             edges.weights.view(np.uint32).astype(np.uint64),
+        )
+
+    def score_hash(self, part: int) -> str:
+        """The hash of the lists of a part and of whose they are, "" where there are none."""
+        scores = self.scores(part)
+        model = _hashes([self.scored.model])
+        return _hash_of_rows(
+            self.keys[scores.users],
+            self.keys[scores.items],
+            scores.scores.view(np.uint32).astype(np.uint64),
+            scores.ranks.astype(np.uint64),
+            np.broadcast_to(model, len(scores)),
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.kg.bolt import Address, Server, quoted
 from kgrank.kg.graph_server import read_mark, refusal
+from kgrank.kg.node_scores import MODEL_PROPERTY
 from kgrank.kg.parts import KINDS
 from kgrank.kg.reading import RawTable, read_values
 from kgrank.kg.tables import Tables, checked_tables
@@ -180,7 +181,7 @@ class _Reading:
             between = (head, tail) == (settings.user_label, settings.item_label)
             heads, types, tails, *about = self.server.columns(
                 f"MATCH (h:{quoted(head)})-[r]->(t:{quoted(tail)}) "
-                "WHERE $types IS NULL OR type(r) IN $types "
+                f"WHERE r.{MODEL_PROPERTY} IS NULL AND ($types IS NULL OR type(r) IN $types) "
                 f"RETURN h.{quoted(labels[head])} AS h, type(r) AS type, "
                 f"t.{quoted(labels[tail])} AS t, r.{quoted(settings.time)} AS time, "
                 f"r.{quoted(settings.value)} AS value, r.{quoted(settings.weight)} AS weight, "

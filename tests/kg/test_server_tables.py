@@ -13,6 +13,7 @@ from kgrank.errors import ConfigError, DataError, StoreError
 from kgrank.kg.bolt import Server
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.graph_writing import write_graph
+from kgrank.kg.node_scores import NodeScores
 from kgrank.kg.server_tables import Neo4jSettings, _moment, read_server_tables
 from kgrank.kg.tables import read_tables
 
@@ -141,7 +142,9 @@ def test_what_was_exported_is_read_as_the_tables_it_was_of(bolt: Server, bolt_ur
     sample = read_tables(sample_shop())
     shop = replace(sample, events=sample.events[:1000])
     graph = KnowledgeGraph.from_tables(shop)
-    write_graph(graph, bolt)
+    user, item = shop.events["user_id"][0], shop.items["item_id"][0]
+    lists = pd.DataFrame({"user_id": [user], "item_id": item, "score": 1.0, "rank": 1})
+    write_graph(graph, bolt, scores=NodeScores.of_lists(graph, "m", [lists]))
     read = read_server_tables(Neo4jSettings(uri=bolt_uri))
     seen = shop.events[shop.events["split"] != "test"]
     columns = ["user_id", "item_id", "event", "timestamp"]
@@ -151,6 +154,7 @@ def test_what_was_exported_is_read_as_the_tables_it_was_of(bolt: Server, bolt_ur
     assert dict(zip(read.items["item_id"], read.items["title"], strict=True)) == titles
     brands = read_server_tables(Neo4jSettings(uri=bolt_uri, relations=("brand",)))
     assert (len(brands.events), set(brands.triples["relation"])) == (len(seen), {"brand"})
+    assert "RECOMMENDED" not in set(read.triples["relation"])  # a list is no fact
     again = KnowledgeGraph.from_tables(read)
     # attributes come as relations to entities: the same graph but for what it calls attributes
     assert again.stats().edges == graph.stats().edges
