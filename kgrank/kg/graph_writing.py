@@ -23,7 +23,7 @@ from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.graph_server import FORMAT, read_mark, refusal
 from kgrank.kg.node_scores import NodeScores
 from kgrank.kg.node_vectors import NodeVectors, hashes
-from kgrank.kg.part_writing import UNKNOWN, PartWriter
+from kgrank.kg.part_writing import EDGES_PROPERTY, UNKNOWN, PartWriter
 from kgrank.kg.parts import KINDS, Parts
 from kgrank.progress import Progress, silent
 
@@ -176,6 +176,11 @@ def _clear(server: Server, parts: int, progress: Progress) -> None:
 
 
 def _remove_part(tx: neo4j.ManagedTransaction, label: str, part: int) -> None:
+    tx.run(
+        f"MATCH (n:{label} {{kgrank_part: $part}})<-[]-(h) WHERE h.kgrank_part IS NOT NULL "
+        f"SET h.{EDGES_PROPERTY} = null",  # should the clearing be cut short
+        part=part,
+    ).consume()
     tx.run(f"MATCH (n:{label} {{kgrank_part: $part}}) DETACH DELETE n", part=part).consume()
 
 

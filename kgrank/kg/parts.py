@@ -106,6 +106,22 @@ class Parts:
         order, starts = self._edges
         return self._list.take(order[starts[part] : starts[part + 1]])
 
+    @cached_property
+    def edges_of_heads(self) -> NDArray[np.uint64]:
+        """(n_nodes,) uint64: a hash of the edges that leave each node, 0 where there are none."""
+        edges = self._list
+        # a sum, so that order does not matter and an edge that comes twice counts twice
+        mixed = self.keys[edges.tails]
+        for column in (
+            self._relations[edges.relations],
+            edges.times.astype(np.uint64),
+            edges.weights.view(np.uint32).astype(np.uint64),
+        ):
+            mixed = _mixed(mixed ^ column)
+        out = np.zeros(len(self.keys), dtype=np.uint64)
+        np.add.at(out, edges.heads, mixed)
+        return out
+
     def scores(self, part: int) -> NodeScores:
         """The lists of the users of a part."""
         order, starts = self._scores
@@ -144,6 +160,17 @@ def _hashes(texts: Any) -> NDArray[np.uint64]:
     """(n,) uint64: the first 8 bytes of the BLAKE2b of each text."""
     digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014), which mixes all bits.
+
+    A constant is added first, so that 0 does not stay 0.
+    """
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def _grouped(parts: NDArray[np.int32], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import bolt_server
 import numpy as np
@@ -23,6 +24,7 @@ from kgrank.kg.graph_server import read_graph
 from kgrank.kg.graph_writing import write_graph
 from kgrank.kg.node_scores import NodeScores
 from kgrank.kg.node_vectors import NodeVectors
+from kgrank.kg.part_writing import PartWriter
 from kgrank.kg.tables import Tables, checked_tables
 
 
@@ -90,6 +92,36 @@ def test_only_what_changed_is_written(bolt: Server) -> None:
     assert (back.nodes_removed, back.generation) == (1, 3)
     assert back.edges_removed - back.edges_written <= 3  # u1's with i1 are made anew, and new's go
     assert whole(bolt, GRAPH)
+
+
+def test_only_the_edges_of_changed_heads_are_looked_at(
+    bolt: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_graph(GRAPH, bolt)
+    looked: list[str] = []
+    facts = PartWriter._facts
+
+    def watched(self: PartWriter, tx: Any, heads: Any) -> Any:
+        looked.extend(self.parts.ids[head] for head in heads)
+        return facts(self, tx, heads)
+
+    monkeypatch.setattr(PartWriter, "_facts", watched)
+    more = pd.DataFrame({"user_id": ["u1", "u5"], "item_id": ["i1", "i9"]})
+    grown = GRAPH.with_events(more.assign(event="buy", timestamp=2e9))
+    write_graph(grown, bolt)
+    assert sorted(looked) == ["u1", "u5"]
+    assert whole(bolt, grown)
+
+
+def test_an_export_from_before_heads_had_hashes_is_gone_on_with(bolt: Server) -> None:
+    write_graph(GRAPH, bolt)
+    bolt.write(lambda tx: tx.run("MATCH (n) REMOVE n.kgrank_edges").consume())
+    bolt.write(lambda tx: tx.run("MATCH (g:KgrankGraph) SET g.format = 1").consume())
+    assert whole(bolt, GRAPH)
+    other = graph_of(tables(297))  # a user less, so that edges go too
+    told = write_graph(other, bolt)
+    assert (told.nodes_removed, told.edges_written) == (1, 0)
+    assert whole(bolt, other)
 
 
 def test_names_and_types_change_in_place(bolt: Server) -> None:
