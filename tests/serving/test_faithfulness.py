@@ -8,12 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from kgrank.errors import ConfigError
 from kgrank.fusion.removal import Removed
+from kgrank.kg.tables import Tables
 from kgrank.serving.bundle import Bundle
-from kgrank.serving.explanation import Path, PathEdge, PathNode
-from kgrank.serving.faithfulness import changed_bundle, measure_explanations, rescorer
+from kgrank.serving.cli import app
+from kgrank.serving.evaluating import refitted
+from kgrank.serving.explanation import Explanation, Path, PathEdge, PathNode
+from kgrank.serving.faithfulness import (
+    _edges,
+    _overlap,
+    _paths,
+    changed_bundle,
+    measure_explanations,
+    rescorer,
+)
 from kgrank.serving.path_quality import PathQuality, smoothed
 from kgrank.serving.recommender import Recommender
 
@@ -120,3 +131,45 @@ def test_the_same_seed_measures_the_same(even: Recommender) -> None:
 def test_a_sample_of_nobody_is_refused(shop_bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="sample: found 0"):
         measure_explanations(shop_bundle, sample=0)
+
+
+def why_of(*paths: Path) -> Explanation:
+    return Explanation("u", "b2", 1.0, 0.0, {}, (), paths, (), "")
+
+
+def test_what_two_fits_show_overlaps_by_hand() -> None:
+    """Of a–steel and a–wool the other fit shows the first, and a–steel of another product.
+
+    Paths: one of three. Edges: user–a2, a2–steel and steel–b2 are in both; a2–wool and wool–b2 in
+    one, user–a1 and a1–steel in the other: three of seven.
+    """
+    steel, wool = PathNode("steel", "material", "Steel"), PathNode("wool", "material", "Wool")
+    first = a_path("u", "a2", steel, "b2", "made_of")
+    one = why_of(first, a_path("u", "a2", wool, "b2", "made_of"))
+    other = why_of(first, a_path("u", "a1", steel, "b2", "made_of"))
+    assert _overlap(_paths(one), _paths(other)) == pytest.approx(1 / 3)
+    assert _overlap(_edges(one), _edges(other)) == pytest.approx(3 / 7)
+
+
+def test_stability_across_seeds_is_that_of_the_refits(
+    tiny_bundle: Bundle, tiny_tables: Tables
+) -> None:
+    """A fit with the same seed shows the same; nothing random is left in this small shop."""
+    same = refitted(tiny_bundle, tiny_tables, tiny_bundle.config.learn.seed)
+    found = measure_explanations(tiny_bundle, sample=3, refits=[same])
+    assert found["stability_seeds"] == {"refits": 1, "paths": 1.0, "edges": 1.0}
+    # one that has forgotten two thirds of the events shows other paths
+    less = changed_bundle(tiny_bundle, 0.66, np.random.default_rng(3))
+    other = measure_explanations(tiny_bundle, sample=3, refits=[same, less])["stability_seeds"]
+    assert other["refits"] == 2
+    assert 0.5 <= other["paths"] <= other["edges"] < 1.0
+
+
+def test_seeds_on_the_command_line(tiny_bundle: Bundle, tiny_shop: Any, tmp_path: Any) -> None:
+    tiny_bundle.save(tmp_path)
+    words = ["evaluate", str(tmp_path), "--explanations", "--sample", "2", "--source"]
+    told = CliRunner().invoke(app, [*words, str(tiny_shop), "--seeds", "1", "--json"])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["stability_seeds"]["refits"] == 1
+    wrong = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--seeds", "1"])
+    assert wrong.exit_code == 2
