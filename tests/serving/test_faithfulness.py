@@ -71,6 +71,35 @@ def test_quality_by_hand(tiny_bundle: Bundle) -> None:
     assert quality.of(alone, [a_path("u-ivy", "a2", steel, "a1", "made_of")])["lir"] == 0.0
 
 
+def test_quality_is_that_of_hopwise(tiny_bundle: Bundle) -> None:
+    """What `LIR`, `SEP` and `PTD` of hopwise 0.9.1 (hopwise/evaluator/metrics.py) give of these.
+
+    Its classes were run on these paths, with the newest time of each product, the degree of each
+    node by type and the names of the relations; ETD is PTD there. hopwise cannot be installed
+    beside kgrank (it wants protobuf 3.20). By hand: u-dot's history as above; users have 1, six
+    times 4 and twice 5 edges, span 9, α = 1/5, so u-ada, who comes after u-ivy, has (4 + 0.8) / 1.8
+    = 8/3, and u-eva, the last, has (1·0.8⁸ + 4·(0.8² + … + 0.8⁷) + 5·1.8) / (1 + … + 0.8⁸) = 4.2995:
+    (8/3 − 1) / 3.2995 = 0.50512 of it.
+    """
+    quality = PathQuality(tiny_bundle)
+    user = int(tiny_bundle.users.numbers(["u-dot"])[0])
+    steel, wool = PathNode("steel", "material", "Steel"), PathNode("wool", "material", "Wool")
+    paths = [
+        a_path("u-dot", "a2", steel, "b2", "made_of"),
+        a_path("u-dot", "a1", steel, "b2", "made_of"),
+        a_path("u-dot", "a5", wool, "b1", "made_of"),
+        a_path("u-dot", "a5", PathNode("brand:Alder", "brand", "Alder"), "c1", "brand"),
+    ]
+    found = quality.of(user, paths)
+    theirs = {"lir": 0.43495935, "sep": 0.5, "etd": 0.666666667}
+    assert {name: found[name] for name in theirs} == pytest.approx(theirs, rel=1e-6)
+    for other, popularity in {"u-ivy": 0.0, "u-ada": 0.505120866, "u-eva": 1.0}.items():
+        shared = PathNode(other, "user", other)
+        found = quality.of(user, [a_path("u-dot", "a2", shared, "a3", "purchase")])
+        theirs = {"lir": 0.73983747, "sep": popularity, "etd": 1.0}
+        assert {name: found[name] for name in theirs} == pytest.approx(theirs, rel=1e-6)
+
+
 def test_a_changed_bundle_is_without_a_part_of_its_events_and_features(
     shop_bundle: Bundle,
 ) -> None:
