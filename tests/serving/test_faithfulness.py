@@ -78,7 +78,7 @@ def test_quality_is_that_of_hopwise(tiny_bundle: Bundle) -> None:
     node by type and the names of the relations; ETD is PTD there. hopwise cannot be installed
     beside kgrank (it wants protobuf 3.20). By hand: u-dot's history as above; users have 1, six
     times 4 and twice 5 edges, span 9, α = 1/5, so u-ada, who comes after u-ivy, has (4 + 0.8) / 1.8
-    = 8/3, and u-eva, the last, has (1·0.8⁸ + 4·(0.8² + … + 0.8⁷) + 5·1.8) / (1 + … + 0.8⁸) = 4.2995:
+    = 8/3, and u-eva, the last, (1·0.8⁸ + 4·(0.8² + … + 0.8⁷) + 5·1.8) / (1 + … + 0.8⁸) = 4.2995:
     (8/3 − 1) / 3.2995 = 0.50512 of it.
     """
     quality = PathQuality(tiny_bundle)
