@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from neo4j.time import Date, DateTime
 
+from kgrank.config import Config, read_source
 from kgrank.data import sample_shop
 from kgrank.errors import ConfigError, DataError, StoreError
 from kgrank.kg.bolt import Server
@@ -126,6 +127,18 @@ def test_a_map_that_fits_nothing_is_told(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         read_server_tables(settings(bolt_uri, **values))
+
+
+def test_further_properties_of_events_are_kept_where_they_are_asked_for(
+    theirs: Server, bolt_uri: str
+) -> None:
+    theirs.write(lambda tx: tx.run("MATCH ()-[r:SAW]->() SET r.said = 'Too short.'").consume())
+    asked = ("said", "nowhere")
+    events = read_source(bolt_uri, Config(neo4j=settings(bolt_uri)), asked).events
+    assert "nowhere" not in events
+    told = dict(zip(events["event"], events["said"], strict=True))
+    assert told == {"BOUGHT": "", "SAW": "Too short."}
+    assert "said" not in read_server_tables(settings(bolt_uri)).events
 
 
 def test_faults_name_what_they_are_in(theirs: Server, bolt_uri: str) -> None:

@@ -127,6 +127,12 @@ def test_nothing_is_written_over_and_damage_is_named(tiny_shop: Path, tmp_path: 
     assert broken.exit_code == 1
     assert "found no graph for PyTorch Geometric" in broken.stderr
     (tmp_path / "x.json").write_text("{}")
+    for name, said in (("x.json", "something there already"), ("graph.txt", "end in .json")):
+        refused = run("graph", "export", tiny_shop, "--to", "networkx", "--out", tmp_path / name)
+        assert refused.exit_code == 1
+        assert said in refused.stderr
+    assert (tmp_path / "x.json").read_text() == "{}"
+    assert not (tmp_path / "graph.txt").exists()
     other = run("graph", "import", tmp_path / "x.json", "--out", tmp_path / "back")
     assert other.exit_code == 1
     assert "found no node-link JSON" in other.stderr
