@@ -122,8 +122,8 @@ def measure_explanations(
             for_others = [
                 next(other.explain(user_id, item_ids[:1], max_paths=max_paths)) for other in others
             ]
-            for name, of in (("paths", _paths), ("edges", _edges)):
-                found = [_overlap(of(whys[0]), of(why)) for why in for_others]
+            for name, shown in (("paths", _paths), ("edges", _edges)):
+                found = [_overlap(shown(whys[0]), shown(why)) for why in for_others]
                 row |= {f"seeds_{name}": float(np.mean(found))} if found else {}
             row |= trial.drops(user, whys[0], rng)
             judged.append((len(rows), user))
