@@ -122,6 +122,7 @@ def search(
     n_trials = min(n_trials, len(grid)) if grid else n_trials
     words = [[asdict(one) for one in space], settings.sampler, settings.metric, identity]
     mark = sha256(json.dumps(words, default=str).encode()).hexdigest()
+    made = not out.exists()
     study = _study(out, mark, settings, resume)
 
     def told(trials: Sequence[Tried]) -> Progress:
@@ -130,7 +131,14 @@ def search(
         return lambda stage, *_: progress(f"trials: {words}{stage}", len(trials), n_trials)
 
     if _BEFORE not in study.user_attrs:
-        study.set_user_attr(_BEFORE, float(np.mean(list(judge({}, told(()))))))
+        try:
+            before = float(np.mean(list(judge({}, told(())))))
+        except KgrankError:  # nothing was tried: nothing stays
+            (out / JOURNAL).unlink()
+            if made:
+                out.rmdir()
+            raise
+        study.set_user_attr(_BEFORE, before)
     while len(trials := _trials(study)) < n_trials:
         if grid and not _waiting(study):
             study.enqueue_trial(grid[len(trials)])
