@@ -53,11 +53,11 @@ def at_least(matrix: Floats, least: Floats) -> sp.csr_matrix:
         (n_rows × n_columns) float32 CSR.
     """
     counts = np.zeros(len(matrix) + 1, np.int64)
-    _count(matrix, least, counts)
+    _by_rows(lambda first, last: _count(first, last, matrix, least, counts), len(matrix))
     starts = np.cumsum(counts)
-    values, columns = np.empty(starts[-1], np.float32), np.empty(starts[-1], np.int32)
-    _gather(matrix, least, starts, values, columns)
-    return sp.csr_matrix((values, columns, starts), matrix.shape)
+    found = np.empty(starts[-1], np.float32), np.empty(starts[-1], np.int32)
+    _by_rows(lambda first, last: _gather(first, last, matrix, least, starts, *found), len(matrix))
+    return sp.csr_matrix((*found, starts), matrix.shape)
 
 
 @compiled
@@ -142,21 +142,28 @@ def _add_scaled(
 
 
 @compiled
-def _count(matrix: Floats, least: Floats, counts: Longs) -> None:
-    n_rows, n_columns = matrix.shape
-    for row in range(n_rows):
-        for column in range(n_columns):
-            value = matrix[row, column]
-            counts[row + 1] += abs(value) >= least[column] and value != 0.0
+def _count(first: int, last: int, matrix: Floats, least: Floats, counts: Longs) -> None:
+    for row in range(first, last):
+        of_row, n = matrix[row], 0
+        for column in range(len(of_row)):
+            n += (abs(of_row[column]) >= least[column]) & (of_row[column] != 0.0)
+        counts[row + 1] = n
 
 
 @compiled
-def _gather(matrix: Floats, least: Floats, starts: Longs, values: Floats, columns: Ints) -> None:
-    n_rows, n_columns = matrix.shape
-    for row in range(n_rows):
-        place = starts[row]
-        for column in range(n_columns):
-            value = matrix[row, column]
+def _gather(
+    first: int,
+    last: int,
+    matrix: Floats,
+    least: Floats,
+    starts: Longs,
+    values: Floats,
+    columns: Ints,
+) -> None:
+    for row in range(first, last):
+        of_row, place = matrix[row], starts[row]
+        for column in range(len(of_row)):
+            value = of_row[column]
             if abs(value) >= least[column] and value != 0.0:
                 values[place], columns[place] = value, column
                 place += 1

@@ -74,17 +74,24 @@ class Trial:
     ) -> tuple[Decay, float]:
         """The decay that ranks best, from `start`: age first, then days, then kinds of events."""
         histories = self.queries.histories
+        tried: list[tuple[Decay, float]] = []
+
+        def ndcg(decay: Decay) -> float:
+            """Of each decay once, since the walks cross."""
+            for known, value in tried:
+                if known == decay:
+                    return value
+            tried.append((decay, self.ndcg(form, decay)))
+            return tried[-1][1]
+
         steady = replace(start, power=0.0, span=INF)
-        found = [
-            self._climbed(form, start, "power", POWERS),
-            self._climbed(form, steady, "span", SPANS),
-        ]
+        found = [_climbed(ndcg, start, "power", POWERS), _climbed(ndcg, steady, "span", SPANS)]
         best = max(found, key=lambda pair: pair[1])
         if np.isfinite(histories.times).any():
             found = [
                 best,
-                self._climbed(form, best[0], "half_life", HALF_LIVES),
-                self._climbed(form, replace(steady, half_life=42.0), "half_life", HALF_LIVES),
+                _climbed(ndcg, best[0], "half_life", HALF_LIVES),
+                _climbed(ndcg, replace(steady, half_life=42.0), "half_life", HALF_LIVES),
             ]
             best = max(found, key=lambda pair: pair[1])
         if with_kinds and len(histories.kind_names) > 1:
@@ -92,25 +99,8 @@ class Trial:
                 kinds: Mapping[str, float] = best[0].kinds or {}
                 for weight in KIND_WEIGHTS:
                     decay = replace(best[0], kinds={**kinds, kind: weight})
-                    best = max(best, (decay, self.ndcg(form, decay)), key=lambda pair: pair[1])
+                    best = max(best, (decay, ndcg(decay)), key=lambda pair: pair[1])
         return best
-
-    def _climbed(
-        self, form: Form, start: Decay, name: str, values: Sequence[float]
-    ) -> tuple[Decay, float]:
-        """The best decay along one of its numbers, by walking from where it stands."""
-
-        def moved(value: float) -> Decay:
-            changed: dict[str, Any] = {name: value}
-            return replace(start, **changed)
-
-        value, ndcg = _climb(
-            values,
-            getattr(start, name),
-            self.ndcg(form, start),
-            lambda value: self.ndcg(form, moved(value)),
-        )
-        return moved(value), ndcg
 
 
 def choose_features(trial: Trial, form: Form, learned: Decay | None = None) -> Choice:
@@ -169,6 +159,22 @@ def choose_ease(trial: Trial, evidence: Evidence, *, neighbors: int) -> float:
         return trial.ndcg(ItemItem(weights), Decay())
 
     return _climb(PENALTIES, 100.0, score(100.0), score)[0]
+
+
+def _climbed(
+    ndcg: Callable[[Decay], float], start: Decay, name: str, values: Sequence[float]
+) -> tuple[Decay, float]:
+    """The best decay along one of its numbers, by walking from where it stands."""
+
+    def moved(value: float) -> Decay:
+        changed: dict[str, Any] = {name: value}
+        return replace(start, **changed)
+
+    def score(value: float) -> float:
+        return ndcg(moved(value))
+
+    value, reached = _climb(values, getattr(start, name), ndcg(start), score)
+    return moved(value), reached
 
 
 def _climb(
