@@ -114,14 +114,18 @@ class System:
         return Ranked(np.asarray(scores.recall[10]), users, alone)
 
 
-def made(name: str, tables: Tables, work: Path, most: int) -> tuple[Path, Comparison]:
+def made(
+    name: str, tables: Tables, work: Path, cache: Path, most: int
+) -> tuple[Path, Comparison]:
     """A form of the encoder, and its size, speed and likeness."""
     method, settings = FORMS[name]
     config, told = Config.from_dict({"compress": settings}, "compression"), Told(name)
     titles = list(dict.fromkeys(filter(str.strip, item_texts(tables.items, config.text))))
     with new_folder(work / name) as folder:
         learned = () if name.endswith("no texts") else titles
-        about = compress(START, folder, method, config.compress, texts=learned, progress=told)
+        about = compress(
+            START, folder, method, config.compress, texts=learned, cache=cache, progress=told
+        )
     found = measure(START, work / name, name, about, titles, config, told, most)
     print(file=sys.stderr)
     return work / name, found
@@ -165,7 +169,7 @@ def main() -> None:
         system = System(tables, given.cache) if asked else None
         whole = None if system is None else system.ranked(START, Told("original"))
         for name in given.only:
-            folder, found = made(name, tables, work, given.texts)
+            folder, found = made(name, tables, work, given.cache, given.texts)
             if system is not None and whole is not None and name in asked:
                 found = with_ranks(found, whole, system.ranked(folder, Told(name)))
             print(row(name, found), flush=True)
