@@ -114,9 +114,7 @@ class System:
         return Ranked(np.asarray(scores.recall[10]), users, alone)
 
 
-def made(
-    name: str, tables: Tables, work: Path, cache: Path, most: int
-) -> tuple[Path, Comparison]:
+def made(name: str, tables: Tables, work: Path, cache: Path, most: int) -> tuple[Path, Comparison]:
     """A form of the encoder, and its size, speed and likeness."""
     method, settings = FORMS[name]
     config, told = Config.from_dict({"compress": settings}, "compression"), Told(name)

@@ -67,11 +67,13 @@ def test_a_predictor_is_kept_as_plain_values() -> None:
     base = np.array([0.5, -0.5], np.float32)
     own = np.arange(5.0)
     for link in (Logistic(2.0, -1.0), Logistic(knots=((0.0, -2.0), (2.0, 0.0))), Bounded(1, 5)):
-        one = Predictor(("buy",), base, own, link, "all", 14.0)
+        one = Predictor(("buy",), base, own, link, "all", 14.0, ("see",))
         two = Predictor.from_json(one.as_json(), base)
         assert two.link == link
-        assert (two.kinds, two.lists, two.days) == (("buy",), "all", 14.0)
+        assert (two.kinds, two.lists, two.days, two.given) == (("buy",), "all", 14.0, ("see",))
         assert two.own.tolist() == own.tolist()
+    older = {name: value for name, value in one.as_json().items() if name != "given"}
+    assert Predictor.from_json(older, base).given == ()
     with pytest.raises(ValueError, match="another kind"):
         Predictor.from_json({**one.as_json(), "own": [1.0]}, base)
     assert Bounded(1.0, 5.0)([0.0, 3.0, 6.0]).tolist() == [1.0, 3.0, 5.0]
