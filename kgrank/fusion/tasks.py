@@ -147,7 +147,7 @@ def learn_tasks(
         outcome = outcomes_of(task, valid, kinds[task], queries, given[task])
         if not kinds[task] or (task == "conversion" and not given[task]):
             heads.left_out[task] = "no event is of its kinds"
-        elif few := _too_few(task, outcome):
+        elif few := _too_few(task, outcome, side.cold):
             heads.left_out[task] = few
         else:
             outcomes[task] = outcome
@@ -188,12 +188,13 @@ def _present(settings: TaskSettings, task: Head, histories: Histories) -> tuple[
     return tuple(kind for kind in named if kind in histories.kind_names)
 
 
-def _too_few(task: Head, outcome: sp.csr_matrix) -> str:
+def _too_few(task: Head, outcome: sp.csr_matrix, cold: Flags) -> str:
     """Why there is too little on valid to fit a head on; empty if there is enough."""
-    if task == "conversion":
-        bought = int(outcome.sum())
-        if min(bought, outcome.nnz - bought) < ENOUGH:
-            found = f"{bought} of {outcome.nnz} clicked pairs on valid were bought"
+    if task == "conversion":  # fitted on what was clicked, of items that were met before
+        hits = outcome.data[~cold[outcome.indices]] > 0.0
+        bought = int(hits.sum())
+        if min(bought, len(hits) - bought) < ENOUGH:
+            found = f"{bought} of {len(hits)} clicked pairs on valid were bought"
             return f"{found}, {ENOUGH} that were and {ENOUGH} that were not are needed"
     elif outcome.nnz < ENOUGH:
         return f"{outcome.nnz} pairs on valid, {ENOUGH} are needed"
