@@ -87,7 +87,7 @@ def test_a_conversion_is_the_purchase_after_a_look(converting: Bundle, tmp_path:
     assert found["mean_probability"] == pytest.approx(found["share"], abs=0.06)
     assert found["ece"] < 0.08
     purchase = answer("evaluate", tmp_path, "--task", "purchase")["prediction"]
-    assert purchase["pairs"] == 120 * 25  # products nobody looked at count as not bought
+    assert purchase["pairs"] == 120 * 40  # what nobody looked at counts as not bought
 
 
 def test_the_shop_has_a_head_for_each_task_and_says_how_good_it_is(shop_bundle: Bundle) -> None:
