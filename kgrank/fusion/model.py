@@ -18,8 +18,8 @@ from kgrank.fusion.lists import top_n
 from kgrank.fusion.prediction import Predictor
 from kgrank.fusion.weights import FusionWeights, ItemSide
 
-Head = Literal["new", "all", "click", "purchase", "rating"]
-Task = Literal["rank", "click", "purchase", "rating"]
+Head = Literal["new", "all", "click", "purchase", "conversion", "rating"]
+Task = Literal["rank", "click", "purchase", "conversion", "rating"]
 Repeats = Literal["exclude", "allow", "only"]
 
 CELLS = 48_000_000  # users × items scored at a time: 192 MB of float32
@@ -78,7 +78,7 @@ class FusedModel:
 
     A head is what one question weighs the channels by. Two rank: lists of "new" products only, and
     lists of "all" products. Others also predict: how probably a "click" or "purchase" follows, or
-    what the "rating" will be.
+    a purchase on a click ("conversion"), or what the "rating" will be.
 
     Attributes:
         channels: the channels, in a fixed order.
