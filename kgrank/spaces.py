@@ -2,7 +2,7 @@
 
 fit.neighbors = [50, 100, 200]     one of these
 learn.rate = "log:1e-3:3e-2"       any number between, each factor as likely as another
-tfidf.cut = "lin:0.1:0.9"          any number between, each as likely; whole ones where both
+text.shrinkage = "lin:0.1:0.9"     any number between, each as likely; whole ones where both
                                    ends are whole
 """
 

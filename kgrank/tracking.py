@@ -14,8 +14,8 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,13 @@ def sink_of(word: str, settings: Settings | None = None) -> AbstractContextManag
             f"tracker {word!r}: found no package for it ({error}); allowed: {kind} installed. "
             'Run pip install "kgrank[track]".'
         ) from error
+
+
+@contextmanager
+def sinks_of(words: Sequence[str] | None, settings: Settings) -> Iterator[list[Sink]]:
+    """The sinks that words name, each as `sink_of` makes it; none for None."""
+    with ExitStack() as tracked:
+        yield [tracked.enter_context(sink_of(word, settings)) for word in words or ()]
 
 
 class _TensorBoard(AbstractContextManager[Sink]):

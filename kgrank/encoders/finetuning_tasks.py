@@ -159,6 +159,10 @@ def objectives_of(
                 most_rows=rows,
                 seed=settings.seed,
             )
+            if objective.valid_real.sum() == len(objective.valid_real):
+                what = "no product to draw on valid that the user had not met"
+                mend = f"Give more products with such events, or leave the task {task} out."
+                raise DataError([Fault("events", None, None, what, "one or more", mend)])
         else:
             linear = heads[task]
             assert isinstance(linear, nn.Linear)

@@ -30,7 +30,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from kgrank.compiled import compiled
-from kgrank.fusion.evidence import WINDOW, Evidence
+from kgrank.fusion.evidence import Evidence, Steps
 from kgrank.fusion.history import Histories
 from kgrank.fusion.item_item import Ridge, side_columns
 from kgrank.fusion.local_ridge import Floats, Ints, Longs, Rows
@@ -96,7 +96,7 @@ class Regression:
         weights: the columns of B, (n_items × n_items).
         penalty: (n_items) float32, Λ's diagonal.
         histories: the events that the fit saw.
-        power: of a step's inputs (`Evidence.steps`); None for EASE.
+        steps: what its rows hold; None for EASE.
         entities: side rows of shared entities by item, times the root of their weight.
         words: the same of shared words.
         n_columns: how many columns the two have.
@@ -105,21 +105,21 @@ class Regression:
     weights: Rows
     penalty: Floats
     histories: Histories
-    power: float | None
+    steps: Steps | None
     entities: Rows
     words: Rows
     n_columns: tuple[int, int]
 
     @classmethod
     def of(
-        cls, evidence: Evidence, ridge: Ridge, power: float | None, weights: sp.csr_matrix
+        cls, evidence: Evidence, ridge: Ridge, steps: Steps | None, weights: sp.csr_matrix
     ) -> Regression:
         """The regression that gave these weights.
 
         Args:
             evidence: what the fit saw.
             ridge: its penalties and side rows.
-            power: of a step's inputs; None for EASE.
+            steps: what its rows hold; None for EASE.
             weights: (n_items × n_items) CSR.
         """
         histories, features = evidence.recent(), evidence.features
@@ -129,7 +129,7 @@ class Regression:
         ]
         penalty = np.full(histories.n_items, ridge.penalty, np.float32)
         if ridge.dropout:
-            inputs = histories.binary() if power is None else evidence.steps(power)[0]
+            inputs = histories.binary() if steps is None else evidence.steps(steps)[0]
             diagonal = sum(
                 np.asarray(rows.multiply(rows).sum(axis=axis)).ravel()
                 for rows, axis in ((inputs, 0), (sides[0], 1), (sides[1], 1))
@@ -139,7 +139,7 @@ class Regression:
             weights=Rows.of(weights.tocsc()),
             penalty=penalty,
             histories=histories,
-            power=power,
+            steps=steps,
             entities=Rows.of(sides[0]),
             words=Rows.of(sides[1]),
             n_columns=(sides[0].shape[1], sides[1].shape[1]),
@@ -158,7 +158,7 @@ class Regression:
         near, column = self.weights.items[start:end], self.weights.values[start:end]
         weights = np.zeros(self.histories.n_items, np.float32)
         weights[near] = column
-        if self.power is None:
+        if self.steps is None:
             of_users = Ways(*_met_both(wanted, target, weights, self._users_of, self._items_of))
         else:
             of_users = Ways(
@@ -170,7 +170,8 @@ class Regression:
                     self._user_of,
                     self.histories.starts,
                     self.histories.items,
-                    self._ages,
+                    self.steps.ages,
+                    self.steps.places,
                 )
             )
         sides, value, penalty = (self.entities, self.words), weights[wanted], self.penalty[wanted]
@@ -199,11 +200,6 @@ class Regression:
     @cached_property
     def _user_of(self) -> Ints:
         return self.histories.users().astype(np.int32)
-
-    @cached_property
-    def _ages(self) -> Floats:
-        """(WINDOW) float32, what an input weighs by its age in events."""
-        return np.asarray((1.0 + np.arange(WINDOW)) ** -(self.power or 0.0), np.float32)
 
 
 def _side(features: sp.csr_matrix, weight: float) -> sp.csr_matrix:
@@ -289,32 +285,39 @@ def _came_before(
     starts: Longs,
     items: Ints,
     ages: Floats,
+    ahead: Floats,
 ) -> tuple[Ints, Ints, Doubles]:
-    """Steps to the target: place of what came before, user, and the pull if above 0."""
+    """Steps that reach the target: place of what came before, user, and the pull if above 0."""
     place_of = np.full(len(weights), -1, np.int32)
     for place in range(len(wanted)):
         if wanted[place] != target and weights[wanted[place]] > 0.0:
             place_of[wanted[place]] = place
     first, last = events_of.starts[target], events_of.starts[target + 1]
-    most = len(ages) * (last - first)
+    most = len(ages) * len(ahead) * (last - first)
     places, middles = np.empty(most, np.int32), np.empty(most, np.int32)
     parts = np.empty(most, np.float64)
     n = 0
-    for step in events_of.items[first:last]:
-        user = user_of[step]
-        begin = max(starts[user], step - len(ages))
-        rest, found = np.float32(1.0), False
-        for event in range(begin, step):
-            rest -= ages[step - event - 1] * weights[items[event]]
-            found |= place_of[items[event]] >= 0
-        if rest <= 0.0 or not found:
-            continue
-        for event in range(begin, step):
-            place = place_of[items[event]]
-            if place >= 0:
-                places[n], middles[n] = place, user
-                parts[n] = rest * ages[step - event - 1]
-                n += 1
+    done = -1  # steps up to here have been seen
+    for met in events_of.items[first:last]:
+        user = user_of[met]
+        for step in range(max(starts[user] + 1, met - len(ahead) + 1, done + 1), met + 1):
+            done = step
+            begin = max(starts[user], step - len(ages))
+            rest, found = np.float32(0.0), False
+            for event in range(step, min(starts[user + 1], step + len(ahead))):
+                if items[event] == target:
+                    rest += ahead[event - step]
+            for event in range(begin, step):
+                rest -= ages[step - event - 1] * weights[items[event]]
+                found |= place_of[items[event]] >= 0
+            if rest <= 0.0 or not found:
+                continue
+            for event in range(begin, step):
+                place = place_of[items[event]]
+                if place >= 0:
+                    places[n], middles[n] = place, user
+                    parts[n] = rest * ages[step - event - 1]
+                    n += 1
     return places[:n], middles[:n], parts[:n]
 
 

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from kgrank.fusion.history import DAY, Histories
 from kgrank.fusion.model import Head
-from kgrank.fusion.prediction import Bounded, Lists
+from kgrank.fusion.prediction import SHRINK, Bounded, Lists
 from kgrank.fusion.queries import Queries
 
 Doubles = npt.NDArray[np.float64]
@@ -27,9 +27,25 @@ def task_queries(known: Histories, lists: Lists) -> Queries:
 
 
 def outcomes_of(
-    task: Head, later: Histories, kinds: Sequence[str], queries: Queries
+    task: Head,
+    later: Histories,
+    kinds: Sequence[str],
+    queries: Queries,
+    given: Sequence[str] = (),
 ) -> sp.csr_matrix:
-    """What followed, (n_queries × n_items) CSR: 1 for a hit, or the value of the last rating."""
+    """What followed, (n_queries × n_items) CSR: 1 for a hit, or the value of the last rating.
+
+    Of a conversion all pairs are stored that had an event of the kinds `given`: 1 if one of the
+    `kinds` came after it, and else 0.
+    """
+    if task == "conversion":
+        users, items, hit = followed(later, given, kinds)
+        shape = (later.n_users, later.n_items)
+        known = sp.csr_matrix((1.0 + hit, (users, items)), shape)[queries.users]
+        known = (known - known.multiply(queries.excluded)).tocsr()
+        known.eliminate_zeros()
+        known.data -= 1.0
+        return known
     if task != "rating":
         hits = later.where(later.of_kinds(kinds)).binary()[queries.users]
         hits = (hits - hits.multiply(queries.excluded)).tocsr()
@@ -58,8 +74,40 @@ def window(known: Histories, later: Histories) -> float | None:
     return (later.newest - known.newest) / DAY
 
 
-def event_shares(histories: Histories, kinds: Sequence[str]) -> Doubles:
-    """log(users with such an event on the item + ½), 0 for the mean item; (n_items) float64."""
+def followed(
+    histories: Histories, first: Sequence[str], then: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The pairs of a user and an item with an event of the kinds `first`.
+
+    Returns:
+        users and items, (n_pairs) int64 each, and whether an event of the kinds `then` came after
+        the pair's first one, (n_pairs) bool.
+    """
+    cells = histories.users() * histories.n_items + histories.items
+    opening = np.flatnonzero(histories.of_kinds(first))
+    pairs, earliest = np.unique(cells[opening], return_index=True)
+    later = np.flatnonzero(histories.of_kinds(then))
+    later = later[np.isin(cells[later], pairs)]
+    latest = np.full(len(pairs), -1)
+    np.maximum.at(latest, np.searchsorted(pairs, cells[later]), later)
+    hit = latest > opening[earliest]
+    return pairs // histories.n_items, pairs % histories.n_items, hit
+
+
+def event_shares(histories: Histories, kinds: Sequence[str], given: Sequence[str] = ()) -> Doubles:
+    """How often an item meets such events, as a logarithm, (n_items) float64.
+
+    log(users with such an event on the item + ½), 0 for the mean item. With kinds that are `given`,
+    log of the share of the users with one of those who went on to one of `kinds`, over that of all
+    items: 0 for an item without any. The share counts SHRINK more users who did as all do.
+    """
+    if given:
+        _, items, hit = followed(histories, given, kinds)
+        if not hit.any():
+            return np.zeros(histories.n_items)
+        share = hit.mean()
+        users, hits = (np.bincount(items, of, histories.n_items) for of in (None, hit))
+        return np.asarray(np.log((hits + SHRINK * share) / (users + SHRINK) / share))
     users = np.asarray(histories.where(histories.of_kinds(kinds)).binary().sum(axis=0)).ravel()
     logs = np.log(users + 0.5)
     return np.asarray(logs - logs.mean())

@@ -92,6 +92,8 @@ class Predictor:
         lists: the pairs it was learned on: "all" products, or those "new" to the user.
         days: the window of a probability, from the newest event that is known on; None where the
             split is not by time. Then what is predicted is what was held out of each user.
+        given: the kinds of events that a probability takes for granted, on the same item and
+            before; empty where it takes nothing for granted.
     """
 
     kinds: tuple[str, ...]
@@ -100,11 +102,13 @@ class Predictor:
     link: Link
     lists: Lists
     days: float | None = None
+    given: tuple[str, ...] = ()
 
     def of_users(self, histories: Histories, spans: Spans) -> Doubles:
         """own(u) of each history, (n_spans) float64."""
         base = self.base if isinstance(self.link, Bounded) else None
-        return np.asarray(user_facts(histories, spans, self.kinds, base) @ self.own)
+        facts = user_facts(histories, spans, self.kinds, base, given=bool(self.given))
+        return np.asarray(facts @ self.own)
 
     def as_json(self) -> dict[str, Any]:
         """All but `base`, as values that JSON can hold."""
@@ -114,6 +118,7 @@ class Predictor:
             "link": asdict(self.link),
             "lists": self.lists,
             "days": self.days,
+            "given": list(self.given),
         }
 
     @classmethod
@@ -136,11 +141,17 @@ class Predictor:
             link=Bounded(**link) if "low" in link else Logistic(**link),
             lists=values["lists"],
             days=None if values["days"] is None else float(values["days"]),
+            given=tuple(map(str, values.get("given", ()))),  # not in older bundles
         )
 
 
 def user_facts(
-    histories: Histories, spans: Spans, kinds: Sequence[str], base: Floats | None
+    histories: Histories,
+    spans: Spans,
+    kinds: Sequence[str],
+    base: Floats | None,
+    *,
+    given: bool = False,
 ) -> Doubles:
     """What own(u) weighs, (n_spans × 5) float64.
 
@@ -153,6 +164,9 @@ def user_facts(
         spans: the histories.
         kinds: kinds of events.
         base: (n_items) what each item's value is expected to be; None = the last fact is 0.
+        given: whether the prediction takes an event for granted. How many there were says nothing
+            then; the share of the kinds does: the second fact is 0 and the third less by what it
+            was, log((1 + events of the kinds) / (1 + events)).
     """
     events, _ = histories.event_weights(spans, Decay())
     lengths = spans.last - spans.first
@@ -162,6 +176,9 @@ def user_facts(
     facts[:, 0] = 1.0
     facts[:, 1] = np.log1p(lengths)
     facts[:, 2] = np.log1p(np.bincount(span, of_kinds, len(spans)))
+    if given:
+        facts[:, 2] -= facts[:, 1]
+        facts[:, 1] = 0.0
     newest = np.full(len(spans), np.nan)
     some = lengths > 0
     newest[some] = histories.times[spans.last[some] - 1]

@@ -36,7 +36,8 @@ class TaskSettings(Section):
 
     Attributes:
         click: kinds that are a look at a product: its probability is predicted.
-        purchase: kinds that are a purchase: its probability is predicted.
+        purchase: kinds that are a purchase: its probability is predicted, and with kinds of clicks
+            how probably a purchase follows on a click (task "conversion").
         rating: kinds whose `value` is a rating: the value is predicted.
     """
 

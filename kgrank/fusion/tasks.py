@@ -1,4 +1,4 @@
-"""Heads that predict: how probably a click or a purchase follows, and what a rating will be.
+"""Heads that predict: how probably a click, a purchase or a conversion follows, and a rating.
 
 The moment is the end of train, and there is one query for each user with a history then: also for
 those who did nothing afterwards, since a probability has to be right for them too. A pair (user,
@@ -8,10 +8,16 @@ valid. Where the split is not by time, it is that what was held out of the user 
 it. The pairs are all there are or, where products are hardly ever met again, those of products
 that are new to the user.
 
-These pairs are too many to fit on, and near all of them are misses, but a miss near the top of a
-list says more than others. So all hits are taken, all pairs near the top of any channel, and of the
-rest some drawn evenly, each of which stands for as many as it was drawn from. With these weights
-the intercept is that of all pairs and needs no correction afterwards (King and Zeng, 2001).
+Of "conversion" the pairs are those with a click on valid, and a hit is a purchase after the first
+one. So its misses are real: looked at and not bought. It is **the probability that the user buys
+the item within the window, if they click it**; that of a click times it is that of both (Ma et al.,
+2018). Of products that nobody like the user would click it has seen little.
+
+The pairs of a click or a purchase are too many to fit on, and near all of them are misses, but a
+miss near the top of a list says more than others. So all hits are taken, all pairs near the top of
+any channel, and of the rest some drawn evenly, each of which stands for as many as it was drawn
+from. With these weights the intercept is that of all pairs and needs no correction afterwards (King
+and Zeng, 2001).
 
 A head is a regularised regression on the channels' scores. Its penalty is chosen, its probabilities
 are calibrated and its figures taken on users that it was not fitted on; where a mean would say as
@@ -55,7 +61,7 @@ from kgrank.fusion.weights import FusionWeights, ItemSide
 Doubles = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-TASKS: tuple[Head, ...] = ("click", "purchase", "rating")
+TASKS: tuple[Head, ...] = ("click", "purchase", "conversion", "rating")
 ENOUGH = 50  # hits or ratings on valid below which a task has no head
 QUERIES = 2_000
 CELLS = 50_000_000  # queries × items that are scored
@@ -74,7 +80,7 @@ class TaskHead:
             `Predictor.base`; 0 for ratings.
         own: (5) weights of the user's facts.
         link: from the score to the prediction.
-        kinds, lists, days: as in `Predictor`.
+        kinds, lists, days, given: as in `Predictor`.
         facts: how it was found and how well it does, as plain values.
     """
 
@@ -86,6 +92,7 @@ class TaskHead:
     kinds: tuple[str, ...]
     lists: Lists
     days: float | None
+    given: tuple[str, ...]
     facts: dict[str, Any]
 
     def predictor(self, histories: Histories, side: ItemSide) -> Predictor:
@@ -93,10 +100,10 @@ class TaskHead:
         if isinstance(self.link, Bounded):
             base = MeanRatings.of(histories, self.kinds, shrink=SHRINK).of_items
         else:
-            shares = event_shares(histories, self.kinds)
+            shares = event_shares(histories, self.kinds, self.given)
             known = self.popularity * side.popularity + self.share * shares
             base = np.where(side.cold, 0.0, known)
-        parts = self.own, self.link, self.lists, self.days
+        parts = self.own, self.link, self.lists, self.days, self.given
         return Predictor(self.kinds, base.astype(np.float32), *parts)
 
 
@@ -135,30 +142,40 @@ def learn_tasks(
     heads = TaskHeads()
     outcomes: dict[Head, sp.csr_matrix] = {}
     kinds = {task: _present(settings, task, histories) for task in TASKS}
+    given = {task: kinds["click"] if task == "conversion" else () for task in TASKS}
     for task in TASKS:
-        outcome = outcomes_of(task, valid, kinds[task], queries)
-        if outcome.nnz >= ENOUGH:
-            outcomes[task] = outcome
-        elif not kinds[task]:
+        outcome = outcomes_of(task, valid, kinds[task], queries, given[task])
+        if not kinds[task] or (task == "conversion" and not given[task]):
             heads.left_out[task] = "no event is of its kinds"
+        elif few := _too_few(task, outcome, side.cold):
+            heads.left_out[task] = few
         else:
-            found = f"{outcome.nnz} pairs on valid"
-            heads.left_out[task] = f"{found}, {ENOUGH} are needed"
-    hits = [outcome for task, outcome in outcomes.items() if task != "rating"]
+            outcomes[task] = outcome
+    hits = [outcomes[task] for task in ("click", "purchase") if task in outcomes]
     if hits:
         pairs = Pairs.sampled(channels, queries, sum(hits).tocsr(), seed)
     for task, outcome in outcomes.items():
         regressor = _Regressor(
-            channels, train, side, queries, kinds[task], lists, window(train, valid)
+            channels,
+            train,
+            side,
+            queries,
+            kinds[task],
+            lists,
+            window(train, valid),
+            given[task],
         )
-        if task == "rating":
+        if task == "conversion":
+            head = regressor.event_head(Pairs.at(channels, queries, outcome), outcome.data)
+        elif task == "rating":
             head = regressor.rating_head(Pairs.at(channels, queries, outcome), outcome.data)
         else:
             labels = np.asarray(outcome[pairs.queries, pairs.items], np.float64).ravel()
             head = regressor.event_head(pairs, labels)
         if head is None:
+            mean = f", {outcome.data.mean():.3g}" if task in ("conversion", "rating") else ""
             heads.left_out[task] = (
-                f"of {outcome.nnz} pairs on valid it says no more than their mean"
+                f"of {outcome.nnz} pairs on valid it says no more than their mean{mean}"
             )
         else:
             heads.found[task] = head
@@ -166,8 +183,22 @@ def learn_tasks(
 
 
 def _present(settings: TaskSettings, task: Head, histories: Histories) -> tuple[str, ...]:
-    named: tuple[str, ...] = getattr(settings, task)
+    section = "purchase" if task == "conversion" else task
+    named: tuple[str, ...] = getattr(settings, section)
     return tuple(kind for kind in named if kind in histories.kind_names)
+
+
+def _too_few(task: Head, outcome: sp.csr_matrix, cold: Flags) -> str:
+    """Why there is too little on valid to fit a head on; empty if there is enough."""
+    if task == "conversion":  # fitted on what was clicked, of items that were met before
+        hits = outcome.data[~cold[outcome.indices]] > 0.0
+        bought = int(hits.sum())
+        if min(bought, len(hits) - bought) < ENOUGH:
+            found = f"{bought} of {len(hits)} clicked pairs on valid were bought"
+            return f"{found}, {ENOUGH} that were and {ENOUGH} that were not are needed"
+    elif outcome.nnz < ENOUGH:
+        return f"{outcome.nnz} pairs on valid, {ENOUGH} are needed"
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,14 +212,17 @@ class _Regressor:
     kinds: tuple[str, ...]
     lists: Lists
     days: float | None
+    given: tuple[str, ...]
 
     def event_head(self, pairs: Pairs, hits: Doubles) -> TaskHead | None:
         """A head whose prediction is a probability; None if one for all pairs is as good."""
         cold = self.side.cold[pairs.items]
         new, of_new = pairs.take(cold), hits[cold]
         pairs, hits = pairs.take(~cold), hits[~cold]
-        user = user_facts(self.train, self.queries.spans, self.kinds, None)
-        of_items = np.stack([self.side.popularity, event_shares(self.train, self.kinds)], axis=1)
+        spans, given = self.queries.spans, bool(self.given)
+        user = user_facts(self.train, spans, self.kinds, None, given=given)
+        shares = event_shares(self.train, self.kinds, self.given)
+        of_items = np.stack([self.side.popularity, shares], axis=1)
         design = self._design(pairs, user, of_items)
         fitted = self._fitted(design, hits, pairs, "logistic", np.zeros(len(pairs)))
         share = float(np.average(hits, weights=pairs.weights))
@@ -201,19 +235,20 @@ class _Regressor:
         method, link, calibrated = calibrate(
             fitted.held_out, hits, pairs.weights, self._half(pairs)
         )
-        listed = _listed(pairs, fitted.held_out)
+        parts = {"": np.ones(len(pairs), bool)}
+        if not self.given:  # a list holds more than what was clicked
+            parts[f"@{LISTED}"] = _listed(pairs, fitted.held_out)
         facts = {
             "pairs": float(pairs.weights.sum()),
             "hits": int(hits.sum()),
-            "share": share,
             "penalty": fitted.penalty,
             "calibration": method,
             "auc": auc(fitted.held_out, hits, pairs.weights),
             "log_loss": log_loss(calibrated, hits, pairs.weights),
-            f"share@{LISTED}": float(np.average(hits[listed], weights=pairs.weights[listed])),
         }
-        for name, found in (("before", expit(fitted.held_out)), ("after", calibrated)):
-            for suffix, of in (("", slice(None)), (f"@{LISTED}", listed)):
+        for suffix, of in parts.items():
+            facts[f"share{suffix}"] = float(np.average(hits[of], weights=pairs.weights[of]))
+            for name, found in (("before", expit(fitted.held_out)), ("after", calibrated)):
                 error = calibration_error(found[of], hits[of], pairs.weights[of])
                 facts[f"ece{suffix}_{name}"] = error
         facts["hits_of_new_products"] = int(of_new.sum())
@@ -338,7 +373,8 @@ class _Regressor:
         n = len(self.channels)
         rare, popular, rest = theta[:n], theta[n : 2 * n], theta[2 * n :]
         weight, slope, cold = (part.astype(np.float32) for part in (rare, popular - rare, new[0]))
-        about = {"kinds": list(self.kinds), "lists": self.lists, "days": self.days}
+        about: dict[str, Any] = {"kinds": list(self.kinds), "lists": self.lists, "days": self.days}
+        about |= {"given": list(self.given)} if self.given else {}
         return TaskHead(
             weights=FusionWeights(weight, slope, cold, float(rest[0]), new[1]),
             popularity=float(rest[1]),
@@ -348,6 +384,7 @@ class _Regressor:
             kinds=self.kinds,
             lists=self.lists,
             days=self.days,
+            given=self.given,
             facts={**about, **facts},
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -201,25 +200,23 @@ def train(
         from kgrank.config import read_config, read_source
         from kgrank.serving.training import assist
         from kgrank.serving.training import train as fit
-        from kgrank.tracking import sink_of
+        from kgrank.tracking import sinks_of
 
         config, checkpoints = read_config(source, sets or ()), out / ".training"
         if not leads():
             tables = read_source(source, config)
             assist(tables, config, device=device, checkpoints=checkpoints, resume=resume)
             return
-        with ExitStack() as tracked:
-            sinks = [tracked.enter_context(sink_of(word, config.as_dict())) for word in track or ()]
-            with progress_on_stderr() as progress:
-                bundle = fit(
-                    read_source(source, config),
-                    config,
-                    progress=progress,
-                    device=device,
-                    checkpoints=checkpoints,
-                    resume=resume,
-                    sinks=sinks,
-                )
+        with sinks_of(track, config.as_dict()) as sinks, progress_on_stderr() as progress:
+            bundle = fit(
+                read_source(source, config),
+                config,
+                progress=progress,
+                device=device,
+                checkpoints=checkpoints,
+                resume=resume,
+                sinks=sinks,
+            )
             folder = str(bundle.save(out))
     if as_json:
         print_json({"bundle": folder, **bundle.facts})

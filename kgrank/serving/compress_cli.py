@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -66,26 +65,24 @@ def compress(
     with faults_told(as_json):
         from kgrank.config import read_config, read_source
         from kgrank.serving.compressing import compress_encoder
-        from kgrank.tracking import sink_of
+        from kgrank.tracking import sinks_of
 
         named = [] if layers is None else [f"compress.layers={layers}"]
         config = read_config(source, [*(sets or ()), *named])
         tables = None if source is None else read_source(source, config)
-        with ExitStack() as tracked:
-            sinks = [tracked.enter_context(sink_of(word, config.as_dict())) for word in track or ()]
-            with progress_on_stderr() as progress:
-                done = compress_encoder(
-                    model,
-                    out,
-                    method,
-                    tables,
-                    config,
-                    most_loss=_LOSS if most_loss is None else most_loss,
-                    force=force,
-                    resume=resume,
-                    sinks=sinks,
-                    progress=progress,
-                )
+        with sinks_of(track, config.as_dict()) as sinks, progress_on_stderr() as progress:
+            done = compress_encoder(
+                model,
+                out,
+                method,
+                tables,
+                config,
+                most_loss=_LOSS if most_loss is None else most_loss,
+                force=force,
+                resume=resume,
+                sinks=sinks,
+                progress=progress,
+            )
     if as_json:
         print_json(asdict(done))
     else:

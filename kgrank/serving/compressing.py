@@ -170,6 +170,7 @@ def measure(
     titles: list[str],
     config: Config,
     progress: Progress,
+    most: int = MEASURED_TEXTS,
 ) -> Comparison:
     """Size, speed and likeness of two encoders; of the rankings nothing yet.
 
@@ -178,12 +179,13 @@ def measure(
         folder: where the compressed one lies now.
         named: where it will lie.
         made: how it was made.
-        titles: distinct texts that say something; 2,000 of them at most are encoded.
+        titles: distinct texts that say something.
         config: its `text.device` and `text.max_tokens` are used.
         progress: told of each encoder.
+        most: how many of the titles are encoded, at most.
     """
     rng = np.random.default_rng(0)
-    chosen = rng.permutation(len(titles))[:MEASURED_TEXTS]
+    chosen = rng.permutation(len(titles))[:most]
     texts = [titles[place] for place in chosen]
     measured, vectors = [], []
     for name, of in (("original", start), ("compressed", folder)):

@@ -134,7 +134,7 @@ class Explanation:
         paths: the few strongest and different paths; empty when no path carried anything.
         rules: what the shop's rules did to the product in a list of ten.
         text: the reason in words.
-        task: whose score it is: "rank", "click", "purchase" or "rating".
+        task: whose score it is: "rank", "click", "purchase", "conversion" or "rating".
         prediction: what the head makes of the score: a probability or a rating; None for "rank".
         remainder: channel → what of its contribution its paths carried, and what has none.
     """

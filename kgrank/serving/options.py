@@ -26,7 +26,7 @@ BundlePath = Annotated[
     typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a models folder (its current)."),
 ]
 TaskOption = Annotated[
-    Literal["rank", "click", "purchase", "rating"],
+    Literal["rank", "click", "purchase", "conversion", "rating"],
     typer.Option("--task", help="Whose head: rank, or one that predicts; see \\[tasks]."),
 ]
 Folder = typer.Option(file_okay=False, help="The folder to write into.")

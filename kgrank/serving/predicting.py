@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from kgrank.fusion.evidence import SPLITS
 from kgrank.fusion.history import DAY, Histories
 from kgrank.fusion.model import Head, exclude
 from kgrank.fusion.outcomes import MeanRatings, outcomes_of, rating_errors, task_queries, window
-from kgrank.fusion.prediction import Bounded, Logistic
+from kgrank.fusion.prediction import Bounded, Doubles, Link, Logistic
 from kgrank.fusion.queries import Queries
 from kgrank.fusion.tasks import LISTED
 from kgrank.progress import Progress
@@ -47,10 +47,11 @@ def judge_predictions(
         progress: told of users.
 
     Returns:
-        of a probability `pairs`, `hits`, `share`, `mean_probability`, `auc`, `log_loss` (and
-        that of guessing `share` throughout), the expected calibration error `ece`, the same of the
-        first ten of each list (`ece@10`), and both before calibration; `days` of what is known of
-        the window. Of a rating `pairs`, `rmse`, `mae`, and the same of plain guesses.
+        of a probability `pairs` (of a conversion those that were clicked), `hits`, `share`,
+        `mean_probability`, `auc`, `log_loss` (and that of guessing `share` throughout), the
+        expected calibration error `ece`, the same of the first ten of each list (`ece@10`; not of a
+        conversion), and both before calibration; `days` of what is known of the window. Of a rating
+        `pairs`, `rmse`, `mae`, and the same of plain guesses.
     """
     predictor, items = bundle.model.predictors[head], np.arange(len(bundle.items))
     known = full.where(splits < SPLITS.index(split)).of_items(items)
@@ -60,8 +61,8 @@ def judge_predictions(
         later = later.where(later.times <= known.newest + predictor.days * DAY)
         days = min(days, predictor.days)
     queries = task_queries(known, predictor.lists)
-    outcomes = outcomes_of(head, later, predictor.kinds, queries)
-    if head == "rating":
+    outcomes = outcomes_of(head, later, predictor.kinds, queries, predictor.given)
+    if head in ("rating", "conversion"):
         some = np.flatnonzero(np.diff(outcomes.indptr))
         queries, outcomes = queries.take(some), outcomes[some]
     n = max(1, PAIRS // len(items))
@@ -72,6 +73,9 @@ def judge_predictions(
         queries, outcomes = queries.take(chosen), outcomes[chosen]
     if head == "rating":
         return _of_ratings(bundle, queries, outcomes, progress)
+    if head == "conversion":
+        found = _scores_at(bundle, head, queries, outcomes, progress)
+        return {"days": days, **_figures(predictor.link, {"": (found, outcomes.data)})}
     return {"days": days, **_of_events(bundle, head, queries, outcomes, progress)}
 
 
@@ -93,20 +97,33 @@ def _of_events(
         (torch.cat(of).double().numpy(), torch.cat(hit).double().numpy())
         for of, hit in ((scores, hits), (top_scores, top_hits))
     )
-    share, probability, ones = every[1].mean(), link(every[0]), np.ones(len(every[0]))
+    return _figures(link, {"": every, f"@{LISTED}": listed_too})
+
+
+def _figures(link: Link, parts: Mapping[str, tuple[Doubles, Doubles]]) -> dict[str, Any]:
+    """What `judge_predictions` tells of a probability.
+
+    Args:
+        link: from a score to the probability.
+        parts: the scores of pairs and whether each was a hit: under "" of all, and under other
+            suffixes of some.
+    """
+    scores, hits = parts[""]
+    if not len(hits):
+        return {"pairs": 0}
+    share, probability, ones = hits.mean(), link(scores), np.ones(len(hits))
     told = {
-        "pairs": len(every[0]),
-        "hits": int(every[1].sum()),
-        "share": float(share),
-        f"share@{LISTED}": float(listed_too[1].mean()),
+        "pairs": len(hits),
+        "hits": int(hits.sum()),
+        **{f"share{suffix}": float(hit.mean()) for suffix, (_, hit) in parts.items()},
         "mean_probability": float(probability.mean()),
-        "auc": auc(every[0], every[1], ones),
-        "log_loss": log_loss(probability, every[1], ones),
-        "log_loss_of_share": log_loss(np.full(len(ones), share), every[1], ones),
+        "auc": auc(scores, hits, ones),
+        "log_loss": log_loss(probability, hits, ones),
+        "log_loss_of_share": log_loss(np.full(len(ones), share), hits, ones),
     }
-    for suffix, of in (("", link), ("_uncalibrated", Logistic())):
-        for name, (score, hit) in (("ece", every), (f"ece@{LISTED}", listed_too)):
-            told[name + suffix] = calibration_error(of(score), hit, np.ones(len(hit)))
+    for name, of in (("", link), ("_uncalibrated", Logistic())):
+        for suffix, (score, hit) in parts.items():
+            told[f"ece{suffix}{name}"] = calibration_error(of(score), hit, np.ones(len(hit)))
     return told
 
 
@@ -116,17 +133,26 @@ def _of_ratings(
     predictor, values = bundle.model.predictors["rating"], outcomes.data
     if not len(values) or not isinstance(predictor.link, Bounded):
         return {"pairs": 0}
+    scores = _scores_at(bundle, "rating", queries, outcomes, progress)
     query = np.repeat(np.arange(len(queries)), np.diff(outcomes.indptr))
-    scores = np.zeros(len(values))
-    for rows, _, found in _scored(bundle, "rating", queries, progress):
-        of_block = np.flatnonzero((query >= rows[0]) & (query <= rows[-1]))
-        at = query[of_block] - rows[0], outcomes.indices[of_block]
-        scores[of_block] = found.numpy()[at]
     means = MeanRatings.of(queries.histories, predictor.kinds)
     guesses = means.guesses(queries.users[query], outcomes.indices, predictor.link)
     baselines = {name: rating_errors(guess, values) for name, guess in guesses.items()}
     errors = rating_errors(predictor.link(scores), values)
     return {"pairs": len(values), **errors, "baselines": baselines}
+
+
+def _scores_at(
+    bundle: Bundle, head: Head, queries: Queries, entries: sp.csr_matrix, progress: Progress
+) -> Doubles:
+    """The head's scores at the entries that are stored, (n_entries) float64, in their order."""
+    query = np.repeat(np.arange(len(queries)), np.diff(entries.indptr))
+    scores = np.zeros(entries.nnz)
+    for rows, _, found in _scored(bundle, head, queries, progress):
+        of_block = np.flatnonzero((query >= rows[0]) & (query <= rows[-1]))
+        at = query[of_block] - rows[0], entries.indices[of_block]
+        scores[of_block] = found.numpy()[at]
+    return scores
 
 
 def _scored(

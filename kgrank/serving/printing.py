@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,6 +23,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on."""
 
 _PIPE_WIDTH = 160  # columns of a table that no terminal shows
+_LINE_SECONDS = 60.0  # between two lines of one stage, where no terminal shows a bar
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -78,7 +80,7 @@ def _shown(value: Any) -> str:
 
 @contextmanager
 def progress_on_stderr() -> Iterator[Progress]:
-    """Bars where stderr is a terminal, else one short line at the beginning of each stage."""
+    """Bars where stderr is a terminal, else a line as each stage begins and every minute of it."""
     if not sys.stderr.isatty():
         yield _stage_lines()
         return
@@ -101,13 +103,17 @@ def progress_on_stderr() -> Iterator[Progress]:
 
 
 def _stage_lines() -> Progress:
-    last = ""
+    last, shown = "", 0.0
 
     def told(stage: str, done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, shown
+        now = time.monotonic()
         if _name_of(stage) != last:
-            last = _name_of(stage)
+            last, shown = _name_of(stage), now
             print(f"{last} …", file=sys.stderr, flush=True)
+        elif now - shown >= _LINE_SECONDS:
+            shown = now
+            print(f"{stage}, {done} of {total} done", file=sys.stderr, flush=True)
 
     return told
 

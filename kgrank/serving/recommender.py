@@ -105,7 +105,8 @@ class Recommender:
             repeats: "exclude" lists only what the user has not met, "allow" everything, "only"
                 what the user has met.
             task: whose head lists: "rank" puts what the user will choose first; "click",
-                "purchase" and "rating" also say how probably, or what the rating will be.
+                "purchase", "conversion" and "rating" also say how probably, or what the rating
+                will be.
 
         Returns:
             `user_id`, `item_id`, `score` (float32), `rank` (from 1): users in the order given, each
@@ -225,7 +226,7 @@ class Recommender:
             language: of the text.
             anonymous: whether the ids of other users are left out of the paths.
             task: whose head's score is explained, as in `recommend`. The parts sum to the score
-                before the link: of a click or purchase, to the log-odds before calibration.
+                before the link: of a probability, to the log-odds before calibration.
 
         Raises:
             UnknownIdError: the user or the item is unknown.

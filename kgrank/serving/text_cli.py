@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,10 @@ from kgrank.serving.printing import print_json, print_table, progress_on_stderr
 app = typer.Typer()
 
 Out = Annotated[Path, typer.Option(file_okay=False, help="A new folder, for the encoder.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Passes over the texts, at most; the epochs of the section."),
+]
 
 
 @app.command()
@@ -27,9 +30,7 @@ def pretrain(
             "--from", metavar="FOLDER|minilm|scratch", help="The encoder that is gone on from."
         ),
     ] = "minilm",
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the texts; as pretrain.epochs.")
-    ] = None,
+    epochs: Epochs = None,
     sets: Sets = None,
     resume: Resume = False,
     track: Track = None,
@@ -40,7 +41,7 @@ def pretrain(
         from kgrank.config import read_config, read_source
         from kgrank.encoders.corpus import shop_texts
         from kgrank.encoders.pretraining import pretrain as learn
-        from kgrank.tracking import sink_of
+        from kgrank.tracking import sinks_of
 
         named = [] if epochs is None else [f"pretrain.epochs={epochs}"]
         config = read_config(source, [*(sets or ()), *named])
@@ -49,27 +50,24 @@ def pretrain(
         events = tables.with_split(config.split).events
         seen = events[events["split"] != "test"]
         texts = shop_texts(tables.items, seen, settings.fields, settings.event_fields)
-        with ExitStack() as tracked:
-            sinks = [tracked.enter_context(sink_of(word, config.as_dict())) for word in track or ()]
-            with progress_on_stderr() as progress:
-                done = learn(
-                    texts,
-                    out,
-                    settings,
-                    start=start,
-                    device=config.text.device,
-                    resume=resume,
-                    sinks=sinks,
-                    progress=progress,
-                )
+        with sinks_of(track, config.as_dict()) as sinks, progress_on_stderr() as progress:
+            done = learn(
+                texts,
+                out,
+                settings,
+                start=start,
+                device=config.text.device,
+                resume=resume,
+                sinks=sinks,
+                progress=progress,
+            )
     if as_json:
         print_json(asdict(done))
         return
     counts = ("texts", "held_out", "pieces", "long", "unknown", "vocabulary", "seconds")
     print_table(counts, [[getattr(done, name) for name in counts]], f"From {done.start}")
     print_table(("epoch", "perplexity"), list(enumerate(done.perplexity)), "Held-out masked tokens")
-    typer.echo(f"Encoder: {done.folder}, as it was after epoch {done.best_epoch}. To use it:")
-    typer.echo(f"kgrank train {source} --set text.model={done.folder}")
+    _tell_use(source, done.folder, done.best_epoch)
 
 
 @app.command()
@@ -86,9 +84,7 @@ def finetune(
     start: Annotated[
         str, typer.Option("--from", metavar="FOLDER|minilm", help="The encoder that is trained.")
     ] = "minilm",
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the texts; as finetune.epochs.")
-    ] = None,
+    epochs: Epochs = None,
     sets: Sets = None,
     resume: Resume = False,
     track: Track = None,
@@ -98,30 +94,28 @@ def finetune(
     with faults_told(as_json):
         from kgrank.config import read_config, read_source
         from kgrank.encoders.finetuning import finetune as learn
-        from kgrank.tracking import sink_of
+        from kgrank.tracking import sinks_of
 
         named = [] if epochs is None else [f"finetune.epochs={epochs}"]
         config = read_config(source, [*(sets or ()), *named])
         settings, tasks = config.finetune, _tasks(task)
         columns = [name for name in (settings.event_field, settings.label) if name]
         tables = read_source(source, config, columns).with_split(config.split)
-        with ExitStack() as tracked:
-            sinks = [tracked.enter_context(sink_of(word, config.as_dict())) for word in track or ()]
-            with progress_on_stderr() as progress:
-                done = learn(
-                    tables.items,
-                    tables.events,
-                    out,
-                    settings,
-                    tasks=tasks,
-                    kinds=dict(config.tasks),
-                    text=config.text,
-                    start=start,
-                    device=config.text.device,
-                    resume=resume,
-                    sinks=sinks,
-                    progress=progress,
-                )
+        with sinks_of(track, config.as_dict()) as sinks, progress_on_stderr() as progress:
+            done = learn(
+                tables.items,
+                tables.events,
+                out,
+                settings,
+                tasks=tasks,
+                kinds=dict(config.tasks),
+                text=config.text,
+                start=start,
+                device=config.text.device,
+                resume=resume,
+                sinks=sinks,
+                progress=progress,
+            )
     if as_json:
         print_json(asdict(done))
         return
@@ -134,8 +128,12 @@ def finetune(
     ]
     print_table(("task", "metric on valid", "before", "after"), rows, "The encoder alone")
     print_table(("epoch", "score on valid"), list(enumerate(done.score)))
-    typer.echo(f"Encoder: {done.folder}, as it was after epoch {done.best_epoch}. To use it:")
-    typer.echo(f"kgrank train {source} --set text.model={done.folder}")
+    _tell_use(source, done.folder, done.best_epoch)
+
+
+def _tell_use(source: str, folder: str, epoch: int) -> None:
+    typer.echo(f"Encoder: {folder}, as it was after epoch {epoch}. To use it:")
+    typer.echo(f"kgrank train {source} --set text.model={folder}")
 
 
 def _tasks(words: list[str]) -> dict[str, float]:

@@ -49,7 +49,7 @@ def tune(
     """Search settings by how well a fit with them lists the valid rows; test is never read."""
     with faults_told(as_json):
         from kgrank.config import read_config, read_source
-        from kgrank.serving.searching import BEST, fragment
+        from kgrank.serving.searching import BEST, JOURNAL, fragment
         from kgrank.serving.tuning import tune as find
         from kgrank.spaces import read_space
 
@@ -57,16 +57,21 @@ def tune(
         named = [f"tune.{key}={value}" for key, value in asked.items() if value is not None]
         config = read_config(source, [*(sets or ()), *named])
         spaces = read_space(config.tune.space, space or ())
-        with progress_on_stderr() as progress:
-            found = find(
-                read_source(source, config),
-                config,
-                spaces,
-                out,
-                device=device,
-                resume=resume,
-                progress=progress,
-            )
+        try:
+            with progress_on_stderr() as progress:
+                found = find(
+                    read_source(source, config),
+                    config,
+                    spaces,
+                    out,
+                    device=device,
+                    resume=resume,
+                    progress=progress,
+                )
+        except KeyboardInterrupt:
+            if (out / JOURNAL).is_file():
+                typer.echo(f"{out} keeps the trials that ended: --resume goes on.", err=True)
+            raise
     if as_json:
         print_json(asdict(found))
         return

@@ -289,6 +289,11 @@ def test_what_cannot_be_fine_tuned_is_told(
     refused(DataError, "none of valid for the task next", {"next": 1.0}, train_only)
     refused(ConfigError, "event_field: found 'words'", {"rating": 1.0}, event_field="words")
     refused(ConfigError, "event_field: found none for the task sentiment", {"sentiment": 1.0})
+    alike = pd.DataFrame(  # all buy the same three, of which valid holds the last
+        [(f"u{n // 3}", f"i{n % 3}", 10.0 * (n % 3)) for n in range(30)],
+        columns=["user_id", "item_id", "timestamp"],
+    ).assign(event="purchase", split=["train", "train", "valid"] * 10)
+    refused(DataError, "no product to draw on valid that the user", {"purchase": 1.0}, alike)
     outside = r"column 'value' \(and \d+ more rows\): found the rating 5; allowed: 1 to 4"
     refused(DataError, outside, {"rating": 1.0}, scale=(1.0, 4.0))
     same = EVENTS.assign(value=4.0)

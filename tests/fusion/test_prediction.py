@@ -38,6 +38,17 @@ def test_the_facts_of_a_history_by_hand() -> None:
     assert (user_facts(every, every.of_users(np.arange(3)), ["rating"], None)[:, 4] == 0).all()
 
 
+def test_where_an_event_is_given_the_share_of_the_kinds_counts() -> None:
+    """User 0 has two ratings among three events, log(3 / 4); user 2 has none of one, log(1 / 2)."""
+    every = histories()
+    spans = every.of_users(np.arange(3))
+    facts = user_facts(every, spans, ["rating"], None, given=True)
+    plain = user_facts(every, spans, ["rating"], None)
+    assert facts[:, 1].tolist() == [0.0, 0.0, 0.0]
+    assert facts[:, 2] == pytest.approx([LOG3 - LOG4, 0.0, -LOG2])
+    assert facts[:, [0, 3, 4]].tolist() == plain[:, [0, 3, 4]].tolist()
+
+
 def test_a_history_without_times_or_events_has_facts_too() -> None:
     every = replace(histories(), times=np.full(4, np.nan), values=None)
     facts = user_facts(every, every.of_users(np.arange(3)), ["view"], np.zeros(2, np.float32))
@@ -56,11 +67,13 @@ def test_a_predictor_is_kept_as_plain_values() -> None:
     base = np.array([0.5, -0.5], np.float32)
     own = np.arange(5.0)
     for link in (Logistic(2.0, -1.0), Logistic(knots=((0.0, -2.0), (2.0, 0.0))), Bounded(1, 5)):
-        one = Predictor(("buy",), base, own, link, "all", 14.0)
+        one = Predictor(("buy",), base, own, link, "all", 14.0, ("see",))
         two = Predictor.from_json(one.as_json(), base)
         assert two.link == link
-        assert (two.kinds, two.lists, two.days) == (("buy",), "all", 14.0)
+        assert (two.kinds, two.lists, two.days, two.given) == (("buy",), "all", 14.0, ("see",))
         assert two.own.tolist() == own.tolist()
+    older = {name: value for name, value in one.as_json().items() if name != "given"}
+    assert Predictor.from_json(older, base).given == ()
     with pytest.raises(ValueError, match="another kind"):
         Predictor.from_json({**one.as_json(), "own": [1.0]}, base)
     assert Bounded(1.0, 5.0)([0.0, 3.0, 6.0]).tolist() == [1.0, 3.0, 5.0]

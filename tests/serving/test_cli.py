@@ -14,8 +14,9 @@ from typer.testing import CliRunner, Result
 
 from kgrank.data import sample_shop
 from kgrank.kg.tables import read_tables
+from kgrank.serving import printing
 from kgrank.serving.cli import app
-from kgrank.serving.printing import print_table
+from kgrank.serving.printing import print_table, progress_on_stderr
 from kgrank.serving.recommender import Recommender
 
 
@@ -28,6 +29,24 @@ def answer(*words: object) -> Any:
     result = run(*words, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+def test_a_long_stage_is_told_of_every_minute_where_no_terminal_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(printing.time, "monotonic", lambda: clock[-1])
+    with progress_on_stderr() as progress:
+        for now, done in ((1000.0, 0), (1059.0, 1), (1060.0, 2), (1119.0, 3), (1121.0, 4)):
+            clock.append(now)
+            progress(f"trials: best {done / 10}", done, 9)
+        progress("writing", 0, 1)
+    assert capsys.readouterr().err.splitlines() == [
+        "trials …",
+        "trials: best 0.2, 2 of 9 done",
+        "trials: best 0.4, 4 of 9 done",
+        "writing …",
+    ]
 
 
 def test_validate_counts_the_rows_of_a_sound_shop() -> None:

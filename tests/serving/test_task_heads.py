@@ -53,6 +53,43 @@ def rated(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return train(read_tables(folder), config)
 
 
+@pytest.fixture(scope="module")
+def converting(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """120 users look at 20 of 40 products; of even ones 7 in 10 looks end in a purchase, else 1."""
+    folder = tmp_path_factory.mktemp("looks")
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(120):
+        for place, item in enumerate(rng.permutation(40)[:20]):
+            split = "train" if place < 10 else "valid" if place < 15 else "test"
+            kinds = ["view"] + ["purchase"] * (rng.random() < (0.1 if item % 2 else 0.7))
+            rows += [(f"u{user}", f"p{item}", kind, split) for kind in kinds]
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", "event", "split"])
+    events.assign(position=range(len(events))).to_csv(folder / "events.csv", index=False)
+    config = Config.from_dict({"text": {"model": "none"}, "kg": {"encoder": "none"}}, "the tests")
+    return train(read_tables(folder), config)
+
+
+def test_a_conversion_is_the_purchase_after_a_look(converting: Bundle, tmp_path: Path) -> None:
+    converting.save(tmp_path)
+    recommender = Recommender.load(tmp_path, device="cpu")
+    lists = recommender.recommend([f"u{user}" for user in range(120)], n=40, task="conversion")
+    assert list(lists) == ["user_id", "item_id", "score", "probability", "rank"]
+    even = lists["item_id"].str[1:].astype(int) % 2 == 0
+    assert lists["probability"][even].mean() == pytest.approx(0.7, abs=0.07)
+    assert lists["probability"][~even].mean() == pytest.approx(0.1, abs=0.05)
+    first = lists.iloc[0]
+    assert_explained(recommender, "u0", first["item_id"], "conversion", first["probability"])
+    found = answer("evaluate", tmp_path, "--task", "conversion")["prediction"]
+    assert found["pairs"] == 120 * 5
+    assert found["auc"] > 0.75
+    assert found["log_loss"] < 0.85 * found["log_loss_of_share"]
+    assert found["mean_probability"] == pytest.approx(found["share"], abs=0.06)
+    assert found["ece"] < 0.08
+    purchase = answer("evaluate", tmp_path, "--task", "purchase")["prediction"]
+    assert purchase["pairs"] == 120 * 40  # what nobody looked at counts as not bought
+
+
 def test_the_shop_has_a_head_for_each_task_and_says_how_good_it_is(shop_bundle: Bundle) -> None:
     facts = shop_bundle.facts["tasks"]
     assert set(TASKS) <= set(facts)
@@ -122,7 +159,9 @@ def test_rank_lists_have_no_prediction(recommender: Recommender) -> None:
 def test_a_task_that_is_unknown_or_without_a_head_is_refused(
     recommender: Recommender, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="found 'buy'; allowed: rank, click, purchase, rating"):
+    with pytest.raises(
+        ConfigError, match="found 'buy'; allowed: rank, click, purchase, conversion, rating"
+    ):
         recommender.recommend(["u-ada"], task="buy")  # type: ignore[arg-type]
     tiny = Recommender(tiny_bundle, "cpu")
     with pytest.raises(ModelError, match=r"'purchase', which .* no head for \(\d+ pairs on valid"):

@@ -17,7 +17,9 @@ from kgrank.config import Config, read_config
 from kgrank.errors import ConfigError, ModelError
 from kgrank.kg.tables import Tables
 from kgrank.progress import Progress
+from kgrank.serving import tuning
 from kgrank.serving.cli import app
+from kgrank.serving.evaluating import valid_lists
 from kgrank.serving.searching import BEST, JOURNAL, TRIALS, search
 from kgrank.serving.tuning import folded, tune
 from kgrank.spaces import Dimension, TuneSettings, read_space
@@ -284,12 +286,26 @@ def run(*words: object) -> Result:
 
 @needs_optuna
 def test_a_shop_is_searched_and_its_best_settings_can_be_read(
-    tiny_shop: Path, tmp_path: Path
+    tiny_shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     words = ("tune", tiny_shop, "--out", out, "--set", "text.model=none", "--metric", "recall@10")
     words = (*words, "--sampler", "grid", "--space", "fit.neighbors=2,9")
-    result = run(*words, "--json")
+    judged = 0
+
+    def falling(*given: Any) -> Any:  # at the second trial
+        nonlocal judged
+        judged += 1
+        if judged == 3:
+            raise KeyboardInterrupt
+        return valid_lists(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "valid_lists", falling)
+        cut = run(*words)
+    assert cut.exit_code == 130
+    assert f"{out} keeps the trials that ended: --resume goes on." in cut.stderr
+    result = run(*words, "--resume", "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert (told["metric"], len(told["trials"])) == ("recall@10", 2)
