@@ -15,9 +15,10 @@ Of sampled users the best new product is explained. Then
 - **stability**: the shown paths of a graph without a random 1 % of its events and facts, as
   |both| / |either| (Jaccard); weights and vectors stay. Other users count as one.
 - **stability_seeds**: the same overlap with what bundles fitted again with other seeds show for the
-  same user and product, of paths and of their edges: the mean over those bundles. Jaccard's index
-  as the likeness of what several runs picked is that of Kalousis, Prados and Hilario, "Stability of
-  feature selection algorithms", Knowledge and Information Systems 12, 2007.
+  same user and product, of paths (by their nodes) and of their edges (by relation, too): the mean
+  over those bundles. Jaccard's index as the likeness of what several runs picked is that of
+  Kalousis, Prados and Hilario, "Stability of feature selection algorithms", Knowledge and
+  Information Systems 12, 2007.
 
 and the quality of the strongest path of each of the ten best products
 (`kgrank.serving.path_quality`).
