@@ -16,9 +16,16 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
+from kgrank.fusion.folding import (
+    root_mean_square,
+    row_entries,
+    row_products,
+    summed_products,
+    summed_rows,
+)
 from kgrank.fusion.history import Decay
 from kgrank.fusion.local_ridge import Rows
-from kgrank.fusion.products import add_scaled, entries, inner_products, multiply
+from kgrank.fusion.products import add_scaled, multiply
 from kgrank.kg.entities import EntityVectors
 
 Floats = npt.NDArray[np.float32]
@@ -43,9 +50,20 @@ class _Sparse(ABC):
         size = sizes(scores)
         return scores.div_(size), size[:, 0].numpy()
 
-    def size(self, history: sp.csr_matrix) -> Floats:
-        """The sizes of the scores, (n) float32."""
-        return sizes(self.scores(history))[:, 0].numpy()
+    @abstractmethod
+    def of_targets(
+        self, items: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]
+    ) -> Floats:
+        """v(h, i) of each item h and target i, each target once, (n_targets × n_events) float32."""
+
+    def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
+        """v(h, target) of each item h, (n_events) float32."""
+        of_target: Floats = self.of_targets(items, np.array([target]))[0]
+        return of_target
+
+    @abstractmethod
+    def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
+        """The size of one history's scores: of events on (n) items that weigh (n) float32."""
 
     def add_scaled(self, history: sp.csr_matrix, gate: Floats, out: torch.Tensor) -> None:
         """Add the scores over their sizes, times the gate (n_items), to `out` (n × n_items)."""
@@ -65,9 +83,18 @@ class ItemItem(_Sparse):
     def _factors(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, Rows]:
         return history, self._rows
 
-    def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
-        """v(h, target) of each item h, (n_events) float32."""
-        return entries(self._rows, np.asarray(items, np.int32), target)
+    def of_targets(
+        self, items: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]
+    ) -> Floats:
+        """See `_Sparse`."""
+        return row_entries(self._rows, np.asarray(items, np.int32), np.asarray(targets, np.int32))
+
+    def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
+        """See `_Sparse`."""
+        n_items = self.weights.shape[1]
+        return root_mean_square(
+            summed_rows(self._rows, np.asarray(items, np.int32), weights, n_items)
+        )
 
     @cached_property
     def _rows(self) -> Rows:
@@ -87,10 +114,17 @@ class SparseFeatures(_Sparse):
     def _turned(self) -> Rows:
         return Rows.of(self.values.T.tocsr())
 
-    def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
-        """v(h, target) of each item h, (n_events) float32."""
-        rows, n_features = self._rows, self.values.shape[1]
-        return inner_products(rows, np.asarray(items, np.int32), target, n_features)
+    def of_targets(
+        self, items: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]
+    ) -> Floats:
+        """See `_Sparse`."""
+        events, wanted = np.asarray(items, np.int32), np.asarray(targets, np.int32)
+        return row_products(self._rows, events, wanted, self.values.shape[1])
+
+    def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
+        """See `_Sparse`."""
+        scores = summed_products(self._rows, self._turned, np.asarray(items, np.int32), weights)
+        return root_mean_square(scores)
 
     @cached_property
     def _rows(self) -> Rows:
@@ -132,9 +166,10 @@ class DenseFeatures:
         size = self._sizes(users)
         return users / size.float()[:, None], np.asarray(size.cpu(), np.float32)
 
-    def size(self, history: sp.csr_matrix) -> Floats:
-        """The sizes of the scores, (n) float32."""
-        return np.asarray(self._sizes(self._users(history)).cpu(), np.float32)
+    def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
+        """The size of one history's scores: of events on (n) items that weigh (n) float32."""
+        factors = torch.from_numpy(weights).to(self.values.device)
+        return float(self._sizes((factors @ self.gathered(items))[None])[0])
 
     def _sizes(self, users: torch.Tensor) -> torch.Tensor:
         squares = ((users.double() @ self._gram) * users).sum(1).clamp(min=0.0)
@@ -162,15 +197,19 @@ class DenseFeatures:
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
-        return self.of_vectors(self.gathered(items), target)
+        of_target: Floats = self.of_targets(items, np.array([target]))[0]
+        return of_target
+
+    def of_targets(
+        self, items: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]
+    ) -> Floats:
+        """v(h, i) of each item h and target i, (n_targets × n_events) float32."""
+        wanted = self.values[torch.from_numpy(np.asarray(targets, np.int64)).to(self.values.device)]
+        return np.asarray((wanted @ self.gathered(items).T).cpu(), np.float32)
 
     def gathered(self, items: npt.NDArray[np.integer]) -> torch.Tensor:
         """S[h] of each item h, (n_events × dim)."""
         return self.of_history[torch.from_numpy(np.asarray(items, np.int64)).to(self.values.device)]
-
-    def of_vectors(self, vectors: torch.Tensor, target: int) -> Floats:
-        """v(h, target) of events whose vectors were `gathered`, (n_events) float32."""
-        return np.asarray((vectors @ self.values[target]).cpu(), np.float32)
 
 
 Form = ItemItem | SparseFeatures | DenseFeatures

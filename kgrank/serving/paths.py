@@ -25,18 +25,19 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from kgrank.compiled import compiled
-from kgrank.fusion.attribution import Regression, SharedFacts, Ways
+from kgrank.fusion.attribution import Regression, SharedFacts
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
 from kgrank.fusion.evidence import Evidence, ItemFeatures, numbered
 from kgrank.fusion.history import REFUSED
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.model import EventParts, FoldedHistory
+from kgrank.fusion.ways import Ways
 from kgrank.kg.entities import EntityVectors, fact_weights
 from kgrank.kg.vocabulary import USER, Node
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.cypher import path_query
 from kgrank.serving.explanation import Path, PathEdge, PathNode
+from kgrank.serving.path_choice import chosen, merged
 
 LEAST = 1 / 100  # of the strongest; what carries less is not shown
 NOTABLE = 1 / 10  # of the strongest, from which on another product comes first
@@ -85,31 +86,45 @@ class PathFinder:
             item: item number, explained.
             user: user number.
         """
-        met, place_of = history.products
-        found: list[tuple[npt.NDArray[np.integer], Numbers, Doubles, int]] = []
+        return self.find_each([parts], history, np.array([item]), user)[0]
+
+    def find_each(
+        self,
+        parts: Sequence[EventParts],
+        history: FoldedHistory,
+        items: npt.NDArray[np.integer],
+        user: int,
+    ) -> list[FoundPaths]:
+        """The same for several items (n) of one user, each once; `parts` are in their order."""
+        met = history.products[0]
+        gates = np.stack([of_item.gates for of_item in parts])  # (n, n_channels)
+        n_channels, n_nodes = gates.shape[1], len(self.informative)
+        found: list[tuple[npt.NDArray[np.integer], ...]] = []
         for number, channel in enumerate(self.bundle.model.channels):
-            if not parts.factors[number].any():
+            if not len(met) or not gates[:, number].any():
                 continue
-            factors = np.bincount(place_of, parts.factors[number], minlength=len(met))
-            for ways, nodes in self._ways(channel, met, item, user):
-                carried = ways.parts * factors[ways.places]
-                up = carried > 0.0  # a product that was refused takes away: that is no reason
-                found.append((ways.places[up], nodes[ways.middles[up]], carried[up], number))
-        n_channels = len(self.bundle.model.channels)
-        if not found:
-            nothing = np.empty(0, np.int64)
-            return FoundPaths(nothing, nothing, np.empty(0), np.empty((n_channels, 0)))
-        n_nodes = len(self.bundle.graph.nodes)
-        keys = np.concatenate([p.astype(np.int64) * n_nodes + m for p, m, _, _ in found])
-        carried = np.concatenate([carried for _, _, carried, _ in found])
-        channels = np.repeat([n for _, _, _, n in found], [len(c) for _, _, c, _ in found])
-        paths, of_channels = _merged(keys, carried, channels, n_channels)
-        return FoundPaths(
-            met[paths // n_nodes].astype(np.int64),
-            paths % n_nodes,
-            of_channels.sum(axis=0),
-            of_channels,
+            of_met, of_items = history.of_products[number], gates[:, number]
+            for ways, nodes in self._ways(channel, met, items, user):
+                carried = ways.parts * of_met[ways.places] * of_items[ways.targets]
+                over = nodes[ways.middles]
+                up = (carried > 0.0) & (over >= 0)  # below 0: a product that was refused
+                rows = ways.targets[up].astype(np.int64) * len(met) + ways.places[up]
+                found.append((rows * n_nodes + over[up], carried[up], np.full(len(rows), number)))
+        columns = (
+            zip(*found, strict=True)
+            if found
+            else ([np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int64)])
         )
+        keys, carried, channels = (np.concatenate(list(column)) for column in columns)
+        paths, of_channels, sums = merged(keys, np.argsort(keys), carried, channels, n_channels)
+        rows, middles = np.divmod(paths, n_nodes)
+        targets, places = np.divmod(rows, max(1, len(met)))
+        products = met[places].astype(np.int64)
+        cuts = np.searchsorted(targets, np.arange(len(items) + 1)).tolist()
+        return [
+            FoundPaths(products[a:b], middles[a:b], sums[a:b], of_channels[:, a:b])
+            for a, b in pairwise(cuts)
+        ]
 
     def choose(self, found: FoundPaths, n: int) -> list[Chosen]:
         """At most n of the paths, the strongest and different, the strongest first.
@@ -119,36 +134,16 @@ class PathFinder:
         (`information`) is not shown; other products of the history go first as long as they carry
         a tenth of the strongest; what carries less than a hundredth of it is not shown.
         """
-        told = self.information[found.middles] >= LEAST_INFORMATION
-        over_user = self.bundle.graph.nodes.types[found.middles] == USER
-        few = np.flatnonzero(told & ~over_user)
-        of_users = np.flatnonzero(told & over_user)
-        items = found.items[of_users]
-        order = np.lexsort((-found.parts[of_users], items))
-        of_users, items = of_users[order], items[order]
-        cuts = [*np.flatnonzero(np.diff(items, prepend=-1)).tolist(), len(items)]
-        groups = [of_users[start:end] for start, end in pairwise(cuts)]
-        sums = [float(found.parts[group].sum()) for group in groups]
-        strengths = np.concatenate([found.parts[few], sums])
-        ranked = np.argsort(-strengths, kind="stable").tolist()
-        chosen: dict[int, tuple[float, Chosen]] = {}  # place in strengths → strength, path
-        products: set[int] = set()
-        middles: set[int] = set()
-        for least, once in ((NOTABLE, True), (LEAST, False)):
-            for place in ranked:
-                strength = float(strengths[place])
-                if len(chosen) >= n or strength < least * strengths[ranked[0]]:
-                    break
-                group = few[place, None] if place < len(few) else groups[place - len(few)]
-                product = int(found.items[group[0]])
-                if place in chosen or (once and product in products):
-                    continue
-                path = next((int(p) for p in group if int(found.middles[p]) not in middles), None)
-                if path is not None:
-                    chosen[place] = strength, Chosen(path, group[group != path].tolist())
-                    products.add(product)
-                    middles.add(int(found.middles[path]))
-        return [path for _, path in sorted(chosen.values(), key=lambda entry: -entry[0])]
+        told = self.informative[found.middles]
+        over_user = self._is_user[found.middles]
+        paths, starts, others = chosen(
+            found.items, found.middles, found.parts, told, over_user, n, NOTABLE, LEAST
+        )
+        cuts, rest = starts.tolist(), others.tolist()
+        return [
+            Chosen(path, rest[a:b])
+            for path, (a, b) in zip(paths.tolist(), pairwise(cuts), strict=True)
+        ]
 
     def shown(
         self,
@@ -190,21 +185,34 @@ class PathFinder:
         n_items = max(2, len(bundle.items))
         return np.asarray(1.0 - np.log(np.maximum(degree, 1.0)) / np.log(n_items))
 
+    @cached_property
+    def informative(self) -> npt.NDArray[np.bool_]:
+        """(n_nodes) bool: whether a path over the node may be shown."""
+        return self.information >= LEAST_INFORMATION
+
+    @cached_property
+    def _is_user(self) -> npt.NDArray[np.bool_]:
+        return np.asarray(self.bundle.graph.nodes.types == USER)
+
     def _ways(
-        self, channel: Channel, met: npt.NDArray[np.integer], item: int, user: int
+        self,
+        channel: Channel,
+        met: npt.NDArray[np.integer],
+        items: npt.NDArray[np.integer],
+        user: int,
     ) -> Iterator[tuple[Ways, Numbers]]:
-        """The channel's ways from the products met, and the node of each of their middles."""
+        """The channel's ways from the products met to the items, and the node of each middle."""
         columns = self._column_nodes
         if isinstance(channel.form, ItemItem):
             regression = self._regression(channel)
             if regression is not None:
-                shares = regression.shares(met, item, user)
+                shares = regression.shares(met, items, user)
                 yield shares.users, self.user_nodes
                 yield shares.entities, columns
         else:
             shared = self._shared_facts(channel)
             if shared is not None:
-                yield shared.shares(met, item), columns
+                yield shared.shares(met, items), columns
 
     @cached_property
     def user_nodes(self) -> Numbers:
@@ -340,19 +348,3 @@ class PathFinder:
             kinds = kinds[[histories.kind_names[kind] != REFUSED for kind in kinds]]
         most = kinds[0] if len(kinds) == 1 else np.bincount(kinds).argmax()
         return histories.kind_names[int(most)]
-
-
-@compiled
-def _merged(
-    keys: Numbers, carried: Doubles, channels: Numbers, n_channels: int
-) -> tuple[Numbers, Doubles]:
-    """The keys (n) ascending and each once, and what they carried: (n_channels × n_keys)."""
-    order = np.argsort(keys, kind="mergesort")
-    kept, n = np.empty(len(keys), np.int64), 0
-    sums = np.zeros((n_channels, len(keys)))
-    for way in order:
-        if n == 0 or kept[n - 1] != keys[way]:
-            kept[n] = keys[way]
-            n += 1
-        sums[channels[way], n - 1] += carried[way]
-    return kept[:n], sums[:, :n].copy()
