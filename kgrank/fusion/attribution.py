@@ -49,17 +49,15 @@ class SharedFacts:
 
     Attributes:
         left, right: the rows of (n_items × n_columns) float32 CSR matrices, entries >= 0.
-        n_columns: how many there are.
     """
 
     left: Rows
     right: Rows
-    n_columns: int
 
     @classmethod
     def of(cls, left: sp.csr_matrix, right: sp.csr_matrix) -> SharedFacts:
         """Of two CSR matrices of the same shape."""
-        return cls(Rows.of(left), Rows.of(right), left.shape[1])
+        return cls(Rows.of(left), Rows.of(right))
 
     def shares(self, items: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> Ways:
         """The ways from each of `items` (n) to each of `targets`; from an item to itself is none.
@@ -69,7 +67,7 @@ class SharedFacts:
             targets: (n_targets) item numbers.
         """
         wanted, goals = np.asarray(items, np.int32), np.asarray(targets, np.int32)
-        return Ways(*shared(wanted, goals, self.left, self.right, self.n_columns))
+        return Ways(*shared(wanted, goals, self.left, self.right))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +81,6 @@ class Regression:
         power: of a step's inputs (`Evidence.steps`); None for EASE.
         entities: side rows of shared entities by item, times the root of their weight.
         words: the same of shared words.
-        n_columns: how many columns the two have.
     """
 
     weights: Rows
@@ -92,7 +89,6 @@ class Regression:
     power: float | None
     entities: Rows
     words: Rows
-    n_columns: tuple[int, int]
 
     @classmethod
     def of(
@@ -126,7 +122,6 @@ class Regression:
             power=power,
             entities=Rows.of(sides[0]),
             words=Rows.of(sides[1]),
-            n_columns=(sides[0].shape[1], sides[1].shape[1]),
         )
 
     def shares(
@@ -159,8 +154,8 @@ class Regression:
             user,
             self.weights,
             self.penalty,
-            (self.entities, self.words),
-            self.n_columns,
+            self.entities,
+            self.words,
             of_users,
         )
         return Shares(Ways(*users), Ways(*entities))

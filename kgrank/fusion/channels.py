@@ -7,6 +7,7 @@ which puts channels and users on one scale. Every score splits exactly over the 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,13 +17,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
-from kgrank.fusion.folding import (
-    root_mean_square,
-    row_entries,
-    row_products,
-    summed_products,
-    summed_rows,
-)
+from kgrank.fusion.folding import row_entries, row_products, size_of_products, size_of_rows
 from kgrank.fusion.history import Decay
 from kgrank.fusion.local_ridge import Rows
 from kgrank.fusion.products import add_scaled, multiply
@@ -92,9 +87,7 @@ class ItemItem(_Sparse):
     def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
         """See `_Sparse`."""
         n_items = self.weights.shape[1]
-        return root_mean_square(
-            summed_rows(self._rows, np.asarray(items, np.int32), weights, n_items)
-        )
+        return size_of_rows(self._rows, np.asarray(items, np.int32), weights, n_items)
 
     @cached_property
     def _rows(self) -> Rows:
@@ -119,12 +112,12 @@ class SparseFeatures(_Sparse):
     ) -> Floats:
         """See `_Sparse`."""
         events, wanted = np.asarray(items, np.int32), np.asarray(targets, np.int32)
-        return row_products(self._rows, events, wanted, self.values.shape[1])
+        return row_products(self._rows, events, wanted)
 
     def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
         """See `_Sparse`."""
-        scores = summed_products(self._rows, self._turned, np.asarray(items, np.int32), weights)
-        return root_mean_square(scores)
+        events = np.asarray(items, np.int32)
+        return size_of_products(self._rows, self._turned, events, weights)
 
     @cached_property
     def _rows(self) -> Rows:
@@ -169,7 +162,9 @@ class DenseFeatures:
     def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
         """The size of one history's scores: of events on (n) items that weigh (n) float32."""
         factors = torch.from_numpy(weights).to(self.values.device)
-        return float(self._sizes((factors @ self.gathered(items))[None])[0])
+        user = (factors @ self.gathered(items)).double()
+        squares = float(user @ (self._gram @ user))
+        return math.sqrt(squares / len(self.values)) if squares > 0.0 else 1.0
 
     def _sizes(self, users: torch.Tensor) -> torch.Tensor:
         squares = ((users.double() @ self._gram) * users).sum(1).clamp(min=0.0)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from kgrank.compiled import compiled
 from kgrank.fusion.local_ridge import Floats, Ints, Rows
+from kgrank.fusion.lookup import empty_table, place_in, slot_of, table_of
 
 Doubles = npt.NDArray[np.float64]
 
@@ -23,45 +24,41 @@ def row_entries(rows: Rows, items: Ints, targets: Ints) -> Floats:
         items: (n) row numbers; some may come again.
         targets: (n_targets) column numbers, each once.
     """
-    place_of = np.full(len(rows.starts) - 1, -1, np.int32)
-    for place in range(len(targets)):
-        place_of[targets[place]] = place
+    places = table_of(targets)
     out = np.zeros((len(targets), len(items)), np.float32)
     for column in range(len(items)):
         for entry in range(rows.starts[items[column]], rows.starts[items[column] + 1]):
-            place = place_of[rows.items[entry]]
+            place = place_in(places, targets, rows.items[entry])
             if place >= 0:
                 out[place, column] += rows.values[entry]
     return out
 
 
 @compiled
-def row_products(rows: Rows, items: Ints, targets: Ints, n_columns: int) -> Floats:
+def row_products(rows: Rows, items: Ints, targets: Ints) -> Floats:
     """⟨F[h], F[i]⟩ of each item h and target i, (n_targets × n_items_given) float32.
 
     Args:
-        rows: the rows of F, an (n_items × n_columns) matrix.
+        rows: the rows of F, each column at most once in a row.
         items: (n) row numbers; some may come again.
         targets: (n_targets) row numbers.
-        n_columns: how many columns there are.
     """
-    own = np.zeros(n_columns, np.float32)
     out = np.zeros((len(targets), len(items)), np.float32)
     for place in range(len(targets)):
         first, last = rows.starts[targets[place]], rows.starts[targets[place] + 1]
-        for entry in range(first, last):
-            own[rows.items[entry]] += rows.values[entry]
-        for column in range(len(items) if last > first else 0):
-            for entry in range(rows.starts[items[column]], rows.starts[items[column] + 1]):
-                out[place, column] += rows.values[entry] * own[rows.items[entry]]
-        for entry in range(first, last):
-            own[rows.items[entry]] = 0.0
+        own, values = rows.items[first:last], rows.values[first:last]
+        columns = table_of(own)
+        for item in range(len(items) if last > first else 0):
+            for entry in range(rows.starts[items[item]], rows.starts[items[item] + 1]):
+                column = place_in(columns, own, rows.items[entry])
+                if column >= 0:
+                    out[place, item] += rows.values[entry] * values[column]
     return out
 
 
 @compiled
-def summed_rows(rows: Rows, items: Ints, weights: Floats, n_columns: int) -> Floats:
-    """Σ_h w(h) · M[h], (n_columns) float32.
+def size_of_rows(rows: Rows, items: Ints, weights: Floats, n_columns: int) -> float:
+    """The root mean square of Σ_h w(h) · M[h] over the columns; 1 where all is 0.
 
     Args:
         rows: the rows of M, an (n_items × n_columns) matrix.
@@ -69,26 +66,12 @@ def summed_rows(rows: Rows, items: Ints, weights: Floats, n_columns: int) -> Flo
         weights: (n) float32.
         n_columns: how many columns there are.
     """
-    out = np.zeros(n_columns, np.float32)
-    for place in range(len(items)):
-        weight = weights[place]
-        for entry in range(rows.starts[items[place]], rows.starts[items[place] + 1]):
-            out[np.uint32(rows.items[entry])] += weight * rows.values[entry]
-    return out
+    return _root_mean_square(_summed(rows, items, weights)[1], n_columns)
 
 
 @compiled
-def root_mean_square(values: Floats) -> float:
-    """Of (n) float32; 1 where all are 0."""
-    squares = 0.0
-    for place in range(len(values)):
-        squares += values[place] * values[place]
-    return float(np.sqrt(squares / len(values))) if squares > 0.0 else 1.0
-
-
-@compiled
-def summed_products(rows: Rows, turned: Rows, items: Ints, weights: Floats) -> Floats:
-    """Σ_h w(h) · F · F[h], (n_items) float32.
+def size_of_products(rows: Rows, turned: Rows, items: Ints, weights: Floats) -> float:
+    """The root mean square of Σ_h w(h) · F · F[h] over the items; 1 where all is 0.
 
     Args:
         rows: the rows of F, an (n_items × n_columns) matrix.
@@ -96,14 +79,38 @@ def summed_products(rows: Rows, turned: Rows, items: Ints, weights: Floats) -> F
         items: (n) row numbers; some may come again.
         weights: (n) float32.
     """
-    of_columns = summed_rows(rows, items, weights, len(turned.starts) - 1)
+    columns, sums = _summed(rows, items, weights)
     out = np.zeros(len(rows.starts) - 1, np.float32)
+    for place in range(len(columns)):
+        weight = sums[place]
+        for other in range(turned.starts[columns[place]], turned.starts[columns[place] + 1]):
+            out[np.uint32(turned.items[other])] += weight * turned.values[other]
+    return _root_mean_square(out, len(out))
+
+
+@compiled
+def _summed(rows: Rows, items: Ints, weights: Floats) -> tuple[Ints, Floats]:
+    """The columns where Σ_h w(h) · M[h] has entries, each once, and the sums there."""
+    most = 0
+    for item in items:
+        most += rows.starts[item + 1] - rows.starts[item]
+    columns, sums, n = np.empty(most, np.int32), np.zeros(most, np.float32), 0
+    slots = empty_table(most)
     for place in range(len(items)):
+        weight = weights[place]
         for entry in range(rows.starts[items[place]], rows.starts[items[place] + 1]):
-            column = rows.items[entry]
-            weight = of_columns[column]
-            if weight != 0.0:
-                of_columns[column] = 0.0
-                for other in range(turned.starts[column], turned.starts[column + 1]):
-                    out[np.uint32(turned.items[other])] += weight * turned.values[other]
-    return out
+            slot = slot_of(slots, columns, rows.items[entry])
+            if slots[slot] < 0:
+                slots[slot], columns[n] = n, rows.items[entry]
+                n += 1
+            sums[slots[slot]] += weight * rows.values[entry]
+    return columns[:n], sums[:n]
+
+
+@compiled
+def _root_mean_square(values: Floats, n: int) -> float:
+    """Of n values, of which all but these are 0; 1 where all are."""
+    squares = 0.0
+    for place in range(len(values)):
+        squares += values[place] * values[place]
+    return float(np.sqrt(squares / n)) if squares > 0.0 else 1.0

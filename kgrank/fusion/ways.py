@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kgrank.compiled import compiled
 from kgrank.fusion.local_ridge import Floats, Ints, Longs, Rows
+from kgrank.fusion.lookup import place_in, table_of
 
 Doubles = npt.NDArray[np.float64]
 Found = tuple[Ints, Ints, Ints, Doubles]  # the columns of `Ways`
@@ -60,55 +61,42 @@ def _none(most: int) -> Found:
 
 
 @compiled
-def _places(wanted: Ints, n_items: int) -> Ints:
-    """(n_items) int32, the place of each item among the wanted ones; -1 for the others."""
-    place_of = np.full(n_items, -1, np.int32)
-    for place in range(len(wanted)):
-        place_of[wanted[place]] = place
-    return place_of
-
-
-@compiled
-def _unpacked(columns: Rows, target: int, place_of: Ints, weights: Floats) -> bool:
-    """Column `target` into `weights` (n_items); whether a wanted item weighs above 0 in it."""
-    speaks = False
+def _speaks(columns: Rows, target: int, wanted: Ints, places: Ints) -> bool:
+    """Whether a wanted item weighs above 0 in column `target`."""
     for entry in range(columns.starts[target], columns.starts[target + 1]):
-        item, weight = columns.items[entry], columns.values[entry]
-        weights[item] = weight
-        speaks |= item != target and weight > 0.0 and place_of[item] >= 0
-    return speaks
-
-
-@compiled
-def _clear(columns: Rows, target: int, weights: Floats) -> None:
-    for entry in range(columns.starts[target], columns.starts[target + 1]):
-        weights[columns.items[entry]] = 0.0
+        item = columns.items[entry]
+        if columns.values[entry] > 0.0 and item != target and place_in(places, wanted, item) >= 0:
+            return True
+    return False
 
 
 @compiled
 def met_both(wanted: Ints, targets: Ints, columns: Rows, users_of: Rows, items_of: Rows) -> Found:
     """Users with both: target, place, user, and the pull of the user's row if above 0."""
-    n_items = len(columns.starts) - 1
-    place_of = _places(wanted, n_items)
-    weights = np.zeros(n_items, np.float32)
+    places = table_of(wanted)
     ways, n = _none(1024), 0
     for number in range(len(targets)):
         target = targets[number]
-        if _unpacked(columns, target, place_of, weights):
-            for user in users_of.items[users_of.starts[target] : users_of.starts[target + 1]]:
-                row = items_of.items[items_of.starts[user] : items_of.starts[user + 1]]
-                rest, found = np.float32(1.0), False
-                for item in row:
-                    rest -= weights[item]
-                    found |= place_of[item] >= 0
-                if rest <= 0.0 or not found:
-                    continue
-                for item in row:
-                    place = place_of[item]
-                    if place >= 0 and item != target and weights[item] > 0.0:
-                        ways = _added(ways, n, number, place, user, rest)
-                        n += 1
-        _clear(columns, target, weights)
+        if not _speaks(columns, target, wanted, places):
+            continue
+        near = columns.items[columns.starts[target] : columns.starts[target + 1]]
+        weights = columns.values[columns.starts[target] : columns.starts[target + 1]]
+        of_near = table_of(near)
+        for user in users_of.items[users_of.starts[target] : users_of.starts[target + 1]]:
+            row = items_of.items[items_of.starts[user] : items_of.starts[user + 1]]
+            rest, found = np.float32(1.0), False
+            for item in row:
+                other = place_in(of_near, near, item)
+                if other >= 0:
+                    rest -= weights[other]
+                    found |= weights[other] > 0.0 and place_in(places, wanted, item) >= 0
+            if rest <= 0.0 or not found:
+                continue
+            for item in row:
+                other, place = place_in(of_near, near, item), place_in(places, wanted, item)
+                if other >= 0 and place >= 0 and item != target and weights[other] > 0.0:
+                    ways = _added(ways, n, number, place, user, rest)
+                    n += 1
     return ways[0][:n], ways[1][:n], ways[2][:n], ways[3][:n]
 
 
@@ -124,86 +112,93 @@ def came_before(
     ages: Floats,
 ) -> Found:
     """Steps to a target: target, place of what came before, user, and the pull if above 0."""
-    n_items = len(columns.starts) - 1
-    place_of = _places(wanted, n_items)
-    weights = np.zeros(n_items, np.float32)
+    places = table_of(wanted)
     ways, n = _none(1024), 0
     for number in range(len(targets)):
         target = targets[number]
-        if _unpacked(columns, target, place_of, weights):
-            for step in events_of.items[events_of.starts[target] : events_of.starts[target + 1]]:
-                user = user_of[step]
-                begin = max(starts[user], step - len(ages))
-                rest, found = np.float32(1.0), False
-                for event in range(begin, step):
-                    rest -= ages[step - event - 1] * weights[items[event]]
-                    found |= place_of[items[event]] >= 0
-                if rest <= 0.0 or not found:
-                    continue
-                for event in range(begin, step):
-                    item = items[event]
-                    if place_of[item] >= 0 and item != target and weights[item] > 0.0:
-                        part = rest * ages[step - event - 1]
-                        ways = _added(ways, n, number, place_of[item], user, part)
-                        n += 1
-        _clear(columns, target, weights)
+        if not _speaks(columns, target, wanted, places):
+            continue
+        near = columns.items[columns.starts[target] : columns.starts[target + 1]]
+        weights = columns.values[columns.starts[target] : columns.starts[target + 1]]
+        of_near = table_of(near)
+        for step in events_of.items[events_of.starts[target] : events_of.starts[target + 1]]:
+            user = user_of[step]
+            begin = max(starts[user], step - len(ages))
+            rest, found = np.float32(1.0), False
+            for event in range(begin, step):
+                other = place_in(of_near, near, items[event])
+                if other >= 0:
+                    rest -= ages[step - event - 1] * weights[other]
+                    found |= weights[other] > 0.0 and place_in(places, wanted, items[event]) >= 0
+            if rest <= 0.0 or not found:
+                continue
+            for event in range(begin, step):
+                item = items[event]
+                other, place = place_in(of_near, near, item), place_in(places, wanted, item)
+                if other >= 0 and place >= 0 and item != target and weights[other] > 0.0:
+                    part = rest * ages[step - event - 1]
+                    ways = _added(ways, n, number, place, user, part)
+                    n += 1
     return ways[0][:n], ways[1][:n], ways[2][:n], ways[3][:n]
 
 
 @compiled
-def _side_pulls(wanted: Ints, targets: Ints, columns: Rows, side: Rows, n_columns: int) -> Found:
+def _side_pulls(wanted: Ints, targets: Ints, columns: Rows, side: Rows) -> Found:
     """Side rows with both: target, place, column, and the pull if above 0."""
-    own = np.zeros(n_columns, np.float32)
-    rest = np.zeros(n_columns, np.float32)  # what the others leave unsaid of the target's entry
     ways, n = _none(1024), 0
     for number in range(len(targets)):
         target = targets[number]
-        first, last = side.starts[target], side.starts[target + 1]
-        for entry in range(first, last):
-            own[side.items[entry]] = rest[side.items[entry]] = side.values[entry]
-        begin = columns.starts[target] if last > first else columns.starts[target + 1]
-        for near in range(begin, columns.starts[target + 1]):
+        own = side.items[side.starts[target] : side.starts[target + 1]]
+        if not len(own):
+            continue
+        features = table_of(own)
+        # what the others leave unsaid of the target's entries
+        rest = side.values[side.starts[target] : side.starts[target + 1]].copy()
+        for near in range(columns.starts[target], columns.starts[target + 1]):
             item, weight = columns.items[near], columns.values[near]
             for entry in range(side.starts[item], side.starts[item + 1]):
-                feature = side.items[entry]
-                if own[feature] != 0.0:
+                feature = place_in(features, own, side.items[entry])
+                if feature >= 0:
                     rest[feature] -= weight * side.values[entry]
-        if last > first:
-            ways, n = _carried(ways, n, number, wanted, target, side, rest)
-        for entry in range(first, last):
-            own[side.items[entry]] = rest[side.items[entry]] = 0.0
+        ways, n = _carried(ways, n, number, wanted, target, side, features, own, rest)
     return ways[0][:n], ways[1][:n], ways[2][:n], ways[3][:n]
 
 
 @compiled
-def shared(wanted: Ints, targets: Ints, left: Rows, right: Rows, n_columns: int) -> Found:
+def shared(wanted: Ints, targets: Ints, left: Rows, right: Rows) -> Found:
     """Target, place, column and product of every entry that an item and the target both have."""
-    own = np.zeros(n_columns, np.float32)
     ways, n = _none(1024), 0
     for number in range(len(targets)):
         target = targets[number]
-        first, last = right.starts[target], right.starts[target + 1]
-        for entry in range(first, last):
-            own[right.items[entry]] = right.values[entry]
-        if last > first:
-            ways, n = _carried(ways, n, number, wanted, target, left, own)
-        for entry in range(first, last):
-            own[right.items[entry]] = 0.0
+        own = right.items[right.starts[target] : right.starts[target + 1]]
+        factors = right.values[right.starts[target] : right.starts[target + 1]]
+        if len(own):
+            features = table_of(own)
+            ways, n = _carried(ways, n, number, wanted, target, left, features, own, factors)
     return ways[0][:n], ways[1][:n], ways[2][:n], ways[3][:n]
 
 
 @compiled
 def _carried(
-    ways: Found, n: int, number: int, wanted: Ints, target: int, rows: Rows, factors: Floats
+    ways: Found,
+    n: int,
+    number: int,
+    wanted: Ints,
+    target: int,
+    rows: Rows,
+    features: Ints,
+    own: Ints,
+    factors: Floats,
 ) -> tuple[Found, int]:
-    """The n ways and those over the items' entries with the columns' factors, if above 0."""
+    """The n ways and those over the items' entries in `own` columns times their factors."""
     for place in range(len(wanted)):
         item = wanted[place]
         if item == target:
             continue
         for entry in range(rows.starts[item], rows.starts[item + 1]):
-            product = rows.values[entry] * factors[rows.items[entry]]
-            if product > 0.0:
+            column = place_in(features, own, rows.items[entry])
+            if column >= 0 and rows.values[entry] * factors[column] > 0.0:
+                product = rows.values[entry] * factors[column]
                 ways = _added(ways, n, number, place, rows.items[entry], product)
                 n += 1
     return ways, n
@@ -216,23 +211,23 @@ def shares(
     user: int,
     columns: Rows,
     penalty: Floats,
-    sides: tuple[Rows, Rows],
-    n_columns: tuple[int, int],
+    entities: Rows,
+    words: Rows,
     of_users: Found,
 ) -> tuple[Found, Found]:
     """The ways over users and over entities, scaled."""
-    of_entities = _side_pulls(wanted, targets, columns, sides[0], n_columns[0])
-    of_words = _side_pulls(wanted, targets, columns, sides[1], n_columns[1])
+    of_entities = _side_pulls(wanted, targets, columns, entities)
+    of_words = _side_pulls(wanted, targets, columns, words)
     pulls = np.zeros((len(targets), len(wanted)))
     for ways in (of_users, of_entities, of_words):
         for way in range(len(ways[0])):
             pulls[ways[0][way], ways[1][way]] += ways[3][way]
-    place_of = _places(wanted, len(columns.starts) - 1)
+    places = table_of(wanted)
     scale = np.zeros(pulls.shape)
     for number in range(len(targets)):
         target = targets[number]
         for entry in range(columns.starts[target], columns.starts[target + 1]):
-            place, value = place_of[columns.items[entry]], columns.values[entry]
+            place, value = place_in(places, wanted, columns.items[entry]), columns.values[entry]
             if place >= 0 and value > 0.0:
                 of_item = penalty[wanted[place]]
                 most = max(pulls[number, place] / of_item, value)
@@ -256,3 +251,30 @@ def _scaled(ways: Found, scale: Any, left_out: int) -> Found:
             )
             n += 1
     return targets[:n], places[:n], middles[:n], parts[:n]
+
+
+@compiled
+def carried(
+    ways: Ways, of_places: Doubles, gates: Doubles, nodes: Longs, n_nodes: int
+) -> tuple[Longs, Doubles]:
+    """What ways carried of scores: (target · n_places + place) · n_nodes + node, and how much.
+
+    What carries nothing, or takes away, is no way; nor is what runs over a node -1.
+
+    Args:
+        ways: (n) ways.
+        of_places: (n_places) what v(h, i) of each is multiplied by, for all targets.
+        gates: (n_targets) what it is multiplied by for each target.
+        nodes: the node of each middle.
+        n_nodes: how many nodes there are.
+    """
+    targets, places, middles, parts = ways
+    keys, out, n = np.empty(len(targets), np.int64), np.empty(len(targets)), 0
+    for way in range(len(targets)):
+        target, place, node = targets[way], places[way], nodes[middles[way]]
+        part = parts[way] * of_places[place] * gates[target]
+        if part > 0.0 and node >= 0:
+            keys[n] = (np.int64(target) * len(of_places) + place) * n_nodes + node
+            out[n] = part
+            n += 1
+    return keys[:n], out[:n]

@@ -14,29 +14,48 @@ Mask = npt.NDArray[np.bool_]
 
 @compiled
 def merged(
-    keys: Numbers, order: Numbers, carried: Doubles, channels: Numbers, n_channels: int
-) -> tuple[Numbers, Doubles, Doubles]:
-    """The keys (n) ascending and each once, and what they carried.
+    keys: Numbers,
+    order: Numbers,
+    carried: Doubles,
+    channels: Numbers,
+    n_channels: int,
+    met: npt.NDArray[np.int32],
+    n_nodes: int,
+    n_targets: int,
+) -> tuple[Numbers, Numbers, Doubles, Doubles, Numbers]:
+    """Paths to several items, ascending and each once, and what they carried.
 
     Args:
-        keys: (n) which path each way is.
+        keys: (n) which path each way is, as `kgrank.fusion.ways.carried` has it.
         order: (n) places of the keys, ascending.
         carried: (n) what each way carried.
         channels: (n) in which channel.
         n_channels: how many there are.
+        met: (n_met) item numbers of the places.
+        n_nodes: how many nodes there are.
+        n_targets: how many items they lead to.
 
     Returns:
-        (n_paths) keys; what each carried, (n_channels × n_paths); and the sums over channels.
+        (n_paths) item numbers met; (n_paths) nodes; what each path carried, (n_channels × n_paths);
+        the sums over channels; and (n_targets + 1) starts: of which paths lead to which item.
     """
-    kept, n = np.empty(len(keys), np.int64), 0
+    newest, n = -1, -1
+    items, middles = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
     of_channels, sums = np.zeros((n_channels, len(keys))), np.zeros(len(keys))
+    starts = np.zeros(n_targets + 1, np.int64)
     for way in order:
-        if n == 0 or kept[n - 1] != keys[way]:
-            kept[n] = keys[way]
+        if keys[way] != newest:
+            newest = keys[way]
             n += 1
-        of_channels[channels[way], n - 1] += carried[way]
-        sums[n - 1] += carried[way]
-    return kept[:n], of_channels[:, :n], sums[:n]
+            row, middles[n] = newest // n_nodes, newest % n_nodes
+            items[n] = met[row % len(met)]
+            starts[row // len(met) + 1] = n + 1
+        of_channels[channels[way], n] += carried[way]
+        sums[n] += carried[way]
+    n += 1
+    for target in range(n_targets):
+        starts[target + 1] = max(starts[target], starts[target + 1])
+    return items[:n], middles[:n], of_channels[:, :n], sums[:n], starts
 
 
 @compiled
@@ -123,3 +142,31 @@ def chosen(
                 n_others += 1
         others_starts[place + 1] = n_others
     return paths[order], others_starts, others[:n_others]
+
+
+@compiled
+def most_often(
+    starts: Numbers,
+    items: npt.NDArray[np.int32],
+    kinds: npt.NDArray[np.int16],
+    user: int,
+    item: int,
+    refused: int,
+    n_kinds: int,
+) -> int:
+    """The kind of event that a user has most often on an item; a refusal if there is nothing else.
+
+    Args:
+        starts, items, kinds: as in `Histories`.
+        user: user number, who has an event on the item.
+        item: item number.
+        refused: number of the kind of a refusal; -1 for none.
+        n_kinds: how many kinds there are.
+    """
+    counts = np.zeros(n_kinds, np.int64)
+    for event in range(starts[user], starts[user + 1]):
+        if items[event] == item:
+            counts[kinds[event]] += 1
+    if refused >= 0 and counts.sum() > counts[refused]:
+        counts[refused] = 0
+    return int(counts.argmax())

@@ -15,9 +15,9 @@ An entity may also be an item that both products are tied to. The other channels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -31,17 +31,18 @@ from kgrank.fusion.evidence import Evidence, ItemFeatures, numbered
 from kgrank.fusion.history import REFUSED
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.model import EventParts, FoldedHistory
-from kgrank.fusion.ways import Ways
+from kgrank.fusion.ways import Ways, carried
 from kgrank.kg.entities import EntityVectors, fact_weights
-from kgrank.kg.vocabulary import USER, Node
+from kgrank.kg.vocabulary import USER
 from kgrank.serving.bundle import Bundle
-from kgrank.serving.cypher import path_query
+from kgrank.serving.cypher import query_of
 from kgrank.serving.explanation import Path, PathEdge, PathNode
-from kgrank.serving.path_choice import chosen, merged
+from kgrank.serving.path_choice import chosen, merged, most_often
 
 LEAST = 1 / 100  # of the strongest; what carries less is not shown
 NOTABLE = 1 / 10  # of the strongest, from which on another product comes first
 LEAST_INFORMATION = 0.1  # of a node; see `PathFinder.information`
+KEPT = 1 << 16  # nodes as people see them that are kept, some 20 MB
 
 Numbers = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -99,31 +100,31 @@ class PathFinder:
         met = history.products[0]
         gates = np.stack([of_item.gates for of_item in parts])  # (n, n_channels)
         n_channels, n_nodes = gates.shape[1], len(self.informative)
-        found: list[tuple[npt.NDArray[np.integer], ...]] = []
+        keys, sums = [np.empty(0, np.int64)], [np.empty(0)]
+        channels = [np.empty(0, np.int64)]
         for number, channel in enumerate(self.bundle.model.channels):
             if not len(met) or not gates[:, number].any():
                 continue
-            of_met, of_items = history.of_products[number], gates[:, number]
+            of_met, of_items = history.of_products[number], gates[:, number].copy()
             for ways, nodes in self._ways(channel, met, items, user):
-                carried = ways.parts * of_met[ways.places] * of_items[ways.targets]
-                over = nodes[ways.middles]
-                up = (carried > 0.0) & (over >= 0)  # below 0: a product that was refused
-                rows = ways.targets[up].astype(np.int64) * len(met) + ways.places[up]
-                found.append((rows * n_nodes + over[up], carried[up], np.full(len(rows), number)))
-        columns = (
-            zip(*found, strict=True)
-            if found
-            else ([np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int64)])
+                paths, parts_of = carried(ways, of_met, of_items, nodes, n_nodes)
+                keys.append(paths)
+                sums.append(parts_of)
+                channels.append(np.full(len(paths), number))
+        joined = np.concatenate(keys)
+        products, middles, of_channels, sum_of, starts = merged(
+            joined,
+            np.argsort(joined),
+            np.concatenate(sums),
+            np.concatenate(channels),
+            n_channels,
+            met,
+            n_nodes,
+            len(items),
         )
-        keys, carried, channels = (np.concatenate(list(column)) for column in columns)
-        paths, of_channels, sums = merged(keys, np.argsort(keys), carried, channels, n_channels)
-        rows, middles = np.divmod(paths, n_nodes)
-        targets, places = np.divmod(rows, max(1, len(met)))
-        products = met[places].astype(np.int64)
-        cuts = np.searchsorted(targets, np.arange(len(items) + 1)).tolist()
         return [
-            FoundPaths(products[a:b], middles[a:b], sums[a:b], of_channels[:, a:b])
-            for a, b in pairwise(cuts)
+            FoundPaths(products[a:b], middles[a:b], sum_of[a:b], of_channels[:, a:b])
+            for a, b in pairwise(starts.tolist())
         ]
 
     def choose(self, found: FoundPaths, n: int) -> list[Chosen]:
@@ -301,50 +302,62 @@ class PathFinder:
         hidden: int | None,
     ) -> Path:
         """A path as people see it; `hidden` numbers the other user instead of the id."""
-        bundle, graph = self.bundle, self.bundle.graph
-        path = chosen.path
+        bundle, graph, path = self.bundle, self.bundle.graph, chosen.path
         product, middle = int(found.items[path]), int(found.middles[path])
-        product_id, item_id = bundle.items.id(product), bundle.items.id(item)
         user = bundle.users.number(user_id)
-        over = graph.node(middle)
-        edges = [PathEdge(self._kind(user, product), user_id, product_id)]
+        ends = (product, self._item(product)), (item, self._item(item))
+        over = self._node(middle)
+        edges = [PathEdge(self._kind(user, product), user_id, ends[0][1].id)]
+        is_hidden = hidden is not None and over.type == "user"
         if over.type == "user":
             other = bundle.users.number(over.id)
-            if hidden is not None:
-                over = Node("user", f"another user {hidden}", "")
-            for end, end_id in ((product, product_id), (item, item_id)):
-                edges.append(PathEdge(self._kind(other, end), over.id, end_id))
+            if is_hidden:
+                over = PathNode(f"another user {hidden}", "user", "")
+            edges += [PathEdge(self._kind(other, end), over.id, node.id) for end, node in ends]
         else:
-            column = int(np.searchsorted(self._column_nodes, middle))
-            for end, end_id in ((product, product_id), (item, item_id)):
+            column = int(self._column_nodes.searchsorted(middle))
+            for end, node in ends:
                 number = bundle.item_entities.edges_at(end, column)[0]
                 relation = graph.relations[graph.edge_relations[number]]
-                ends = (end_id, over.id) if graph.tails[number] == middle else (over.id, end_id)
-                edges.append(PathEdge(relation, *ends))
-        nodes = (
-            PathNode(user_id, "user", user_id),
-            PathNode(product_id, "item", bundle.names[product_id]),
-            PathNode(over.id, over.type, over.name),
-            PathNode(item_id, "item", bundle.names[item_id]),
-        )
-        channels = zip(bundle.model.channels, found.of_channels[:, path], strict=True)
-        made = Path(
+                both = (node.id, over.id) if graph.tails[number] == middle else (over.id, node.id)
+                edges.append(PathEdge(relation, *both))
+        nodes = (PathNode(user_id, "user", user_id), ends[0][1], over, ends[1][1])
+        parts = zip(bundle.model.channels, found.of_channels[:, path].tolist(), strict=True)
+        return Path(
             nodes,
             tuple(edges),
             float(found.parts[path]),
-            {channel.name: float(part) for channel, part in channels if part},
+            {channel.name: part for channel, part in parts if part},
             len(chosen.others),
-            float(found.parts[chosen.others].sum()),
+            float(found.parts[chosen.others].sum()) if chosen.others else 0.0,
+            "" if is_hidden else query_of(nodes, edges),
         )
-        is_hidden = hidden is not None and over.type == "user"
-        return made if is_hidden else replace(made, cypher=path_query(made))
+
+    @cached_property
+    def _node(self) -> Callable[[int], PathNode]:
+        """A node of the graph; those used last are kept."""
+
+        def made(number: int) -> PathNode:
+            node = self.bundle.graph.node(number)
+            return PathNode(node.id, node.type, node.name)
+
+        return lru_cache(KEPT)(made)
+
+    @cached_property
+    def _item(self) -> Callable[[int], PathNode]:
+        """An item by its number; those used last are kept."""
+
+        def made(number: int) -> PathNode:
+            item_id = self.bundle.items.id(number)
+            return PathNode(item_id, "item", self.bundle.names[item_id])
+
+        return lru_cache(KEPT)(made)
 
     def _kind(self, user: int, item: int) -> str:
         """The kind of event that a user has most often on an item; that of a refusal is none."""
-        histories = self.bundle.histories
-        first, last = histories.starts[user], histories.starts[user + 1]
-        kinds = histories.kinds[first:last][histories.items[first:last] == item]
-        if len(kinds) > 1:
-            kinds = kinds[[histories.kind_names[kind] != REFUSED for kind in kinds]]
-        most = kinds[0] if len(kinds) == 1 else np.bincount(kinds).argmax()
-        return histories.kind_names[int(most)]
+        histories, names = self.bundle.histories, self.bundle.histories.kind_names
+        refused = names.index(REFUSED) if REFUSED in names else -1
+        kind = most_often(
+            histories.starts, histories.items, histories.kinds, user, item, refused, len(names)
+        )
+        return names[kind]
