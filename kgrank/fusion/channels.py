@@ -161,10 +161,13 @@ class DenseFeatures:
 
     def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
         """The size of one history's scores: of events on (n) items that weigh (n) float32."""
-        factors = torch.from_numpy(weights).to(self.values.device)
-        user = (factors @ self.gathered(items)).double()
-        squares = float(user @ (self._gram @ user))
+        user = (weights @ _taken(self.of_history, items)).astype(np.float64)
+        squares = float(user @ self._gram_here @ user)
         return math.sqrt(squares / len(self.values)) if squares > 0.0 else 1.0
+
+    @cached_property
+    def _gram_here(self) -> npt.NDArray[np.float64]:
+        return self._gram.cpu().numpy()
 
     def _sizes(self, users: torch.Tensor) -> torch.Tensor:
         squares = ((users.double() @ self._gram) * users).sum(1).clamp(min=0.0)
@@ -199,12 +202,18 @@ class DenseFeatures:
         self, items: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]
     ) -> Floats:
         """v(h, i) of each item h and target i, (n_targets × n_events) float32."""
-        wanted = self.values[torch.from_numpy(np.asarray(targets, np.int64)).to(self.values.device)]
-        return np.asarray((wanted @ self.gathered(items).T).cpu(), np.float32)
+        sources = _taken(self.of_history, items)
+        # one at a time: a product of matrices may round otherwise for one target than for many
+        said = [sources @ target for target in _taken(self.values, targets)]
+        return np.stack(said) if said else np.empty((0, len(sources)), np.float32)
 
-    def gathered(self, items: npt.NDArray[np.integer]) -> torch.Tensor:
-        """S[h] of each item h, (n_events × dim)."""
-        return self.of_history[torch.from_numpy(np.asarray(items, np.int64)).to(self.values.device)]
+
+def _taken(vectors: torch.Tensor, items: npt.NDArray[np.integer]) -> Floats:
+    """The vectors of some items; of a few, torch's calls would cost more than the work."""
+    if vectors.device.type == "cpu":
+        return np.asarray(vectors.numpy()[items], np.float32)
+    places = torch.from_numpy(np.asarray(items, np.int64)).to(vectors.device)
+    return np.asarray(vectors[places].cpu(), np.float32)
 
 
 Form = ItemItem | SparseFeatures | DenseFeatures

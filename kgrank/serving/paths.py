@@ -114,7 +114,7 @@ class PathFinder:
         joined = np.concatenate(keys)
         products, middles, of_channels, sum_of, starts = merged(
             joined,
-            np.argsort(joined),
+            np.argsort(joined, kind="stable"),
             np.concatenate(sums),
             np.concatenate(channels),
             n_channels,
