@@ -43,7 +43,7 @@ def _longer(array: Any) -> Any:
 
 
 @compiled
-def _added(ways: Found, n: int, target: int, place: int, middle: int, part: Any) -> Found:
+def added(ways: Found, n: int, target: int, place: int, middle: int, part: Any) -> Found:
     """The n ways and one more, in longer arrays if they are full."""
     targets, places, middles, parts = ways
     if n == len(targets):
@@ -54,7 +54,7 @@ def _added(ways: Found, n: int, target: int, place: int, middle: int, part: Any)
 
 
 @compiled
-def _none(most: int) -> Found:
+def room(most: int) -> Found:
     """Room for so many ways."""
     targets, places = np.empty(most, np.int32), np.empty(most, np.int32)
     return targets, places, np.empty(most, np.int32), np.empty(most, np.float64)
@@ -74,7 +74,7 @@ def _speaks(columns: Rows, target: int, wanted: Ints, places: Ints) -> bool:
 def met_both(wanted: Ints, targets: Ints, columns: Rows, users_of: Rows, items_of: Rows) -> Found:
     """Users with both: target, place, user, and the pull of the user's row if above 0."""
     places = table_of(wanted)
-    ways, n = _none(1024), 0
+    ways, n = room(1024), 0
     for number in range(len(targets)):
         target = targets[number]
         if not _speaks(columns, target, wanted, places):
@@ -95,7 +95,7 @@ def met_both(wanted: Ints, targets: Ints, columns: Rows, users_of: Rows, items_o
             for item in row:
                 other, place = place_in(of_near, near, item), place_in(places, wanted, item)
                 if other >= 0 and place >= 0 and item != target and weights[other] > 0.0:
-                    ways = _added(ways, n, number, place, user, rest)
+                    ways = added(ways, n, number, place, user, rest)
                     n += 1
     return ways[0][:n], ways[1][:n], ways[2][:n], ways[3][:n]
 
@@ -113,7 +113,7 @@ def came_before(
 ) -> Found:
     """Steps to a target: target, place of what came before, user, and the pull if above 0."""
     places = table_of(wanted)
-    ways, n = _none(1024), 0
+    ways, n = room(1024), 0
     for number in range(len(targets)):
         target = targets[number]
         if not _speaks(columns, target, wanted, places):
@@ -137,7 +137,7 @@ def came_before(
                 other, place = place_in(of_near, near, item), place_in(places, wanted, item)
                 if other >= 0 and place >= 0 and item != target and weights[other] > 0.0:
                     part = rest * ages[step - event - 1]
-                    ways = _added(ways, n, number, place, user, part)
+                    ways = added(ways, n, number, place, user, part)
                     n += 1
     return ways[0][:n], ways[1][:n], ways[2][:n], ways[3][:n]
 
@@ -145,7 +145,7 @@ def came_before(
 @compiled
 def _side_pulls(wanted: Ints, targets: Ints, columns: Rows, side: Rows) -> Found:
     """Side rows with both: target, place, column, and the pull if above 0."""
-    ways, n = _none(1024), 0
+    ways, n = room(1024), 0
     for number in range(len(targets)):
         target = targets[number]
         own = side.items[side.starts[target] : side.starts[target + 1]]
@@ -167,7 +167,7 @@ def _side_pulls(wanted: Ints, targets: Ints, columns: Rows, side: Rows) -> Found
 @compiled
 def shared(wanted: Ints, targets: Ints, left: Rows, right: Rows) -> Found:
     """Target, place, column and product of every entry that an item and the target both have."""
-    ways, n = _none(1024), 0
+    ways, n = room(1024), 0
     for number in range(len(targets)):
         target = targets[number]
         own = right.items[right.starts[target] : right.starts[target + 1]]
@@ -199,7 +199,7 @@ def _carried(
             column = place_in(features, own, rows.items[entry])
             if column >= 0 and rows.values[entry] * factors[column] > 0.0:
                 product = rows.values[entry] * factors[column]
-                ways = _added(ways, n, number, place, rows.items[entry], product)
+                ways = added(ways, n, number, place, rows.items[entry], product)
                 n += 1
     return ways, n
 

@@ -8,9 +8,21 @@ channel's paths carry is the arithmetic of `kgrank.fusion.attribution`:
 | `linear`, `directed` | other users, shared entities | its row's part of the weight |
 | `graph` | shared entities | the product of both features |
 | `learned` | shared entities | the product of what the entity brings to both vectors |
+| `learned` with hops | other users | `kgrank.fusion.light`: what went over the user |
 
-An entity may also be an item that both products are tied to. The other channels have no paths
-(shared words are no nodes), nor has `learned` unless its encoder is "light".
+An entity may also be an item that both products are tied to (in `learned` an entity alone). The
+other channels have no paths (shared words are no nodes), nor has `learned` unless its encoder is
+"light".
+
+There are no other kinds of paths, since the model's arithmetic knows none of up to four edges:
+
+- over a fact that ties both products to each other: an item is not among its own features, so a
+  product of features has no term of it. In `learned` it has one, with the vector of an item as a
+  tail, which a bundle does not keep.
+- over a fact between entities, or a fact of a third item: features and side rows hold what touches
+  the item itself, and no step goes from fact to fact.
+- over several users: in `learned` that is over a third item, so five edges. In `linear` and
+  `directed` the second order of a weight pulls down: it is what others have said already.
 """
 
 from __future__ import annotations
@@ -30,6 +42,7 @@ from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatu
 from kgrank.fusion.evidence import Evidence, ItemFeatures, numbered
 from kgrank.fusion.history import REFUSED
 from kgrank.fusion.item_item import Ridge
+from kgrank.fusion.light import SharedUsers
 from kgrank.fusion.model import EventParts, FoldedHistory
 from kgrank.fusion.ways import Ways, carried
 from kgrank.kg.entities import EntityVectors, fact_weights
@@ -214,6 +227,9 @@ class PathFinder:
             shared = self._shared_facts(channel)
             if shared is not None:
                 yield shared.shares(met, items), columns
+            over_users = self._shared_users(channel)
+            if over_users is not None:
+                yield over_users.shares(met, items, user), self.user_nodes
 
     @cached_property
     def user_nodes(self) -> Numbers:
@@ -228,7 +244,7 @@ class PathFinder:
         return self.bundle.item_entities.columns.astype(np.int64)
 
     @cached_property
-    def _made(self) -> dict[str, Regression | SharedFacts | None]:
+    def _made(self) -> dict[str, Regression | SharedFacts | SharedUsers | None]:
         return {}
 
     def _regression(self, channel: Channel) -> Regression | None:
@@ -254,6 +270,17 @@ class PathFinder:
             self._made[channel.name] = made
         found = self._made[channel.name]
         return found if isinstance(found, SharedFacts) else None
+
+    def _shared_users(self, channel: Channel) -> SharedUsers | None:
+        """What the channel says of two items over users who met both; None if nothing."""
+        key, form = f"{channel.name} over users", channel.form
+        if key not in self._made:
+            made = None
+            if isinstance(form, DenseFeatures) and form.entities and form.entities.steps:
+                made = SharedUsers.of(form, form.entities.steps, self.evidence.histories)
+            self._made[key] = made
+        found = self._made[key]
+        return found if isinstance(found, SharedUsers) else None
 
     def _learned_facts(
         self, entities: EntityVectors, lengths: npt.NDArray[np.float32]
