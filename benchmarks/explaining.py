@@ -30,7 +30,7 @@ from graph_build import shop
 
 from kgrank.config import Config
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
-from kgrank.fusion.evidence import Evidence, item_side
+from kgrank.fusion.evidence import Evidence, Steps, item_side
 from kgrank.fusion.history import Decay
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.model import FusedModel
@@ -98,7 +98,7 @@ def made(scale: float) -> Bundle:
     evidence = Evidence(prepared.histories, prepared.features)
     decay, n_items = Decay(power=0.5), len(prepared.items)
     linear = evidence.linear_moments().weights(RIDGE, neighbors=100)
-    directed = evidence.directed_moments(0.5).weights(RIDGE, neighbors=100)
+    directed = evidence.directed_moments(Steps(0.5)).weights(RIDGE, neighbors=100)
     channels = (
         Channel("linear", decay, ItemItem(linear)),
         Channel("directed", decay, ItemItem(directed)),
@@ -110,8 +110,8 @@ def made(scale: float) -> Bundle:
     model = FusedModel(channels, item_side(prepared.histories), {"new": weights, "all": weights})
     ridge = {"penalty": 100.0, "dropout": 0.0, "entities": 3.0, "words": 0.0}
     choices = {
-        "linear": {"ridge": ridge, "power": None},
-        "directed": {"ridge": ridge, "power": 0.5},
+        "linear": {"ridge": ridge, "steps": None},
+        "directed": {"ridge": ridge, "steps": Steps(0.5)._asdict()},
     }
     print(f"fitted in {time.process_time() - start:.0f} s; {sp.csr_matrix(linear).nnz} weights")
     return Bundle(

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
-from kgrank.fusion.evidence import Evidence, ItemFeatures
+from kgrank.fusion.evidence import Evidence, ItemFeatures, Steps
 from kgrank.fusion.history import Histories
 from kgrank.fusion.item_item import EXACT_ITEMS, Moments, Ridge
 from kgrank.kg.exchange import unit_rows
@@ -78,7 +78,9 @@ def report(step: str, start: float, matrix: sp.csr_matrix) -> None:
 
 def measure(name: str, evidence: Evidence, ridge: Ridge) -> tuple[Moments, sp.csr_matrix, float]:
     start = time.perf_counter()
-    moments = evidence.linear_moments() if name == "linear" else evidence.directed_moments(0.5)
+    moments = (
+        evidence.linear_moments() if name == "linear" else evidence.directed_moments(Steps(0.5))
+    )
     report(f"{name} moments", start, moments.gram)
     start = time.perf_counter()
     weights = moments.weights(ridge, neighbors=NEIGHBORS)

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from kgrank.fusion.evidence import WINDOW, Evidence
+from kgrank.fusion.evidence import Evidence, Steps
 from kgrank.fusion.history import Histories
 from kgrank.fusion.item_item import Ridge, side_columns
 from kgrank.fusion.local_ridge import Floats, Ints, Rows
@@ -78,7 +78,7 @@ class Regression:
         weights: the columns of B, (n_items × n_items).
         penalty: (n_items) float32, Λ's diagonal.
         histories: the events that the fit saw.
-        power: of a step's inputs (`Evidence.steps`); None for EASE.
+        steps: what its rows hold; None for EASE.
         entities: side rows of shared entities by item, times the root of their weight.
         words: the same of shared words.
     """
@@ -86,20 +86,20 @@ class Regression:
     weights: Rows
     penalty: Floats
     histories: Histories
-    power: float | None
+    steps: Steps | None
     entities: Rows
     words: Rows
 
     @classmethod
     def of(
-        cls, evidence: Evidence, ridge: Ridge, power: float | None, weights: sp.csr_matrix
+        cls, evidence: Evidence, ridge: Ridge, steps: Steps | None, weights: sp.csr_matrix
     ) -> Regression:
         """The regression that gave these weights.
 
         Args:
             evidence: what the fit saw.
             ridge: its penalties and side rows.
-            power: of a step's inputs; None for EASE.
+            steps: what its rows hold; None for EASE.
             weights: (n_items × n_items) CSR.
         """
         histories, features = evidence.recent(), evidence.features
@@ -109,7 +109,7 @@ class Regression:
         ]
         penalty = np.full(histories.n_items, ridge.penalty, np.float32)
         if ridge.dropout:
-            inputs = histories.binary() if power is None else evidence.steps(power)[0]
+            inputs = histories.binary() if steps is None else evidence.steps(steps)[0]
             diagonal = sum(
                 np.asarray(rows.multiply(rows).sum(axis=axis)).ravel()
                 for rows, axis in ((inputs, 0), (sides[0], 1), (sides[1], 1))
@@ -119,7 +119,7 @@ class Regression:
             weights=Rows.of(weights.tocsc()),
             penalty=penalty,
             histories=histories,
-            power=power,
+            steps=steps,
             entities=Rows.of(sides[0]),
             words=Rows.of(sides[1]),
         )
@@ -135,7 +135,7 @@ class Regression:
             user: whose history it is (-1: nobody's); the user's own rows are no way.
         """
         wanted, goals = np.asarray(items, np.int32), np.asarray(targets, np.int32)
-        if self.power is None:
+        if self.steps is None:
             of_users = met_both(wanted, goals, self.weights, self._users_of, self._items_of)
         else:
             of_users = came_before(
@@ -146,7 +146,8 @@ class Regression:
                 self._user_of,
                 self.histories.starts,
                 self.histories.items,
-                self._ages,
+                self.steps.ages,
+                self.steps.places,
             )
         users, entities = shares(
             wanted,
@@ -180,11 +181,6 @@ class Regression:
     @cached_property
     def _user_of(self) -> Ints:
         return self.histories.users().astype(np.int32)
-
-    @cached_property
-    def _ages(self) -> Floats:
-        """(WINDOW) float32, what an input weighs by its age in events."""
-        return np.asarray((1.0 + np.arange(WINDOW)) ** -(self.power or 0.0), np.float32)
 
 
 def _side(features: sp.csr_matrix, weight: float) -> sp.csr_matrix:

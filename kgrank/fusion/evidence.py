@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,31 @@ from kgrank.kg.vocabulary import Vocabulary
 
 SPLITS = ("train", "valid", "test")
 WINDOW = 10  # events that a directed channel looks back over
+FADE = 0.5  # the place'th event ahead counts place^-FADE
 RECENT = 300  # events a user that enter the second moments of a large catalogue
 TREND = 28 * DAY  # how far back the trend looks
+
+
+class Steps(NamedTuple):
+    """What the rows of a directed regression hold: one for each event but a user's first.
+
+    Attributes:
+        power: an event before counts (1 + age)^-power, age 0 being the newest.
+        reach: so many events are what comes next, each the less the later it comes.
+    """
+
+    power: float
+    reach: int = 1
+
+    @property
+    def ages(self) -> npt.NDArray[np.float32]:
+        """What the events before count, newest first, (WINDOW) float32."""
+        return np.asarray((1.0 + np.arange(WINDOW)) ** -self.power, np.float32)
+
+    @property
+    def places(self) -> npt.NDArray[np.float32]:
+        """What the events from there on count, (reach) float32."""
+        return np.asarray((1.0 + np.arange(self.reach)) ** -FADE, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +126,13 @@ class Evidence:
         gram = product(chosen, chosen)
         return self._moments(gram, gram)
 
-    def directed_moments(self, power: float) -> Moments:
-        """Of SLIT: after these, that. Inputs are the last ten events, each (1 + age)^-power."""
-        inputs, outputs = self.steps(power)
+    def directed_moments(self, steps: Steps) -> Moments:
+        """Of SLIT: after these, that (and what comes soon after it)."""
+        inputs, outputs = self.steps(steps)
         return self._moments(product(inputs, inputs), product(inputs, outputs))
 
-    def steps(self, power: float) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        """Rows of the directed regression: what came before each event but a user's first, and it.
+    def steps(self, steps: Steps) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """Rows of the directed regression: before each event but a user's first, and from it on.
 
         Returns:
             inputs and outputs, each (n_steps × n_items) float32 CSR.
@@ -118,12 +142,11 @@ class Evidence:
         starts = histories.starts[histories.users()]
         later = events[events > starts]
         before = Spans(np.maximum(starts[later], later - WINDOW), later)
-        inputs = histories.weights(before, Decay(power=power))
-        ones = np.ones(len(later), np.float32)
-        outputs = sp.csr_matrix(
-            (ones, histories.items[later], np.arange(len(later) + 1)),
-            (len(later), histories.n_items),
-        )
+        inputs = histories.weights(before, Decay(power=steps.power))
+        ends = histories.starts[1:][histories.users()[later]]
+        ahead = Spans(later, np.minimum(ends, later + steps.reach))
+        row, events_ahead = ahead.events()
+        outputs = histories.matrix(ahead, events_ahead, steps.places[events_ahead - later[row]])
         return inputs, outputs
 
     def _moments(self, gram: Matrix, cross: Matrix) -> Moments:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -228,7 +228,7 @@ def _cold_recall(
     for rows, block in _blocks(scores, np.arange(len(queries))):
         excluded = queries.take(rows).excluded
         for top, part in zip(tops, block, strict=True):
-            top.append(exclude(part, excluded).topk(k, dim=1).indices.numpy())
+            top.append(exclude(part.clone(), excluded).topk(k, dim=1).indices.numpy())
     hits = [hits_of(np.concatenate(top), only).sum() for top in tops]
     return float(max(hits) / only.nnz)
 
@@ -302,10 +302,12 @@ def _ndcg(
 def _blocks(
     scores: Sequence[torch.Tensor], asked: npt.NDArray[np.integer]
 ) -> Iterator[tuple[npt.NDArray[np.integer], list[torch.Tensor]]]:
-    """Some queries after the other, each with a copy of their scores."""
+    """Some queries after the other, each with their scores, which are not to be changed."""
     step = max(1, BLOCK // scores[0].shape[1])
     for rows in np.split(asked, range(step, len(asked), step)):
-        yield rows, [part[torch.from_numpy(rows)] for part in scores]
+        together = len(rows) and rows[-1] - rows[0] + 1 == len(rows)  # a view will do
+        which = slice(rows[0], rows[-1] + 1) if together else torch.from_numpy(rows)
+        yield rows, [part[which] for part in scores]
 
 
 def _candidates(scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries) -> Candidates:
@@ -334,11 +336,15 @@ def _candidates(scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries
 def _leading(scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries) -> torch.Tensor:
     """Items at the top of any channel, of their sum or of the trend, (n_queries × n) int64."""
     trend = torch.from_numpy(side.trend + 1e-3 * side.popularity).expand(len(queries), -1)
-    pools = [torch.from_numpy(np.flatnonzero(of)) for of in (~side.cold, side.cold)]
+    cold = torch.from_numpy(np.flatnonzero(side.cold))
+    together = reduce(torch.add, scores)
+    depth = min(TOP_WARM, len(side.cold) - len(cold))
     found = []
-    for ranked in (*scores, torch.stack(list(scores)).sum(0), trend):
+    for ranked in (*scores, together, trend):
         masked = exclude(ranked.clone(), queries.excluded)
-        for pool, depth in zip(pools, (TOP_WARM, TOP_COLD), strict=True):
-            if len(pool):
-                found.append(pool[masked[:, pool].topk(min(depth, len(pool)), dim=1).indices])
+        if len(cold):
+            top = masked[:, cold].topk(min(TOP_COLD, len(cold)), dim=1).indices
+            found.append(cold[top])
+            masked[:, cold] = -torch.inf
+        found.append(masked.topk(depth, dim=1).indices)
     return torch.cat(found, dim=1)

@@ -164,10 +164,8 @@ class Histories:
         self, spans: Spans, flat: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]
     ) -> sp.csr_matrix:
         """What `event_weights` gave as (n_spans × n_items) float32 CSR."""
-        starts = np.concatenate([[0], np.cumsum(spans.last - spans.first)])
-        matrix = sp.csr_matrix(
-            (weights.copy(), self.items[flat], starts), (len(spans.first), self.n_items)
-        )
+        entries = (weights.copy(), self.items[flat], spans.starts())
+        matrix = sp.csr_matrix(entries, (len(spans), self.n_items))
         matrix.sum_duplicates()
         return matrix
 
@@ -175,13 +173,9 @@ class Histories:
         self, spans: Spans, decay: Decay
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Event numbers of all spans one after the other, and the weight of each (float32)."""
-        lengths = spans.last - spans.first
-        ends = np.cumsum(lengths)
-        span = np.repeat(np.arange(len(lengths)), lengths)
-        within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-        flat = spans.first[span] + within
+        span, flat = spans.events()
         weights = np.ones(len(flat), np.float64)
-        age = lengths[span] - within - 1
+        age = spans.last[span] - 1 - flat
         if decay.power:
             weights *= (1.0 + age) ** -decay.power
         if np.isfinite(decay.span):
@@ -231,3 +225,13 @@ class Spans:
 
     def __getitem__(self, which: slice | npt.NDArray[np.integer]) -> Spans:
         return Spans(self.first[which], self.last[which])
+
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where the events of each span begin among those of all, (n_spans + 1) int64."""
+        return np.concatenate([[0], np.cumsum(self.last - self.first)])
+
+    def events(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The span and the number of every event, span after span, (n_events) int64 each."""
+        starts = self.starts()
+        span = np.repeat(np.arange(len(self)), np.diff(starts))
+        return span, np.arange(starts[-1]) + (self.first - starts[:-1])[span]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kgrank.fusion.channels import DenseFeatures
-from kgrank.fusion.history import Decay, Histories
+from kgrank.fusion.history import Decay, Histories, Spans
 from kgrank.fusion.metrics import list_metrics
 from kgrank.fusion.model import exclude
 from kgrank.fusion.queries import Queries
@@ -40,29 +40,44 @@ TEMPERATURE, TEMPERATURE_UNORDERED = 0.1, 0.2  # divide the cosines
 UNORDERED = 300  # events of a history, and targets, where the order of events says nothing
 
 
+Events = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # of which row, and their numbers
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Some moments of an epoch.
 
     Attributes:
-        history: (n_rows × window) int64 item numbers, newest first.
-        weights: (n_rows × window) bool: whether there is such an event.
-        kinds: (n_rows × window) int64 kind of each event.
-        gaps: (n_rows × window) int64 gap of each event to the newest (`Histories.gaps`).
-        targets: (n_rows × n_next) int64 item numbers.
-        real: (n_rows × n_next) bool: whether there is such a target.
+        histories: whose events they are of.
+        history: (n_rows) spans of the events before each moment.
+        targets: (n_rows) spans in which the targets are.
+        new: (n_events) bool: whether an event's item was not met before; the others are no targets.
         negatives: (n_negatives) int64 item numbers; None = all items.
         walks: whether this batch walks the graph, and moves what is learned there.
     """
 
-    history: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.bool_]
-    kinds: npt.NDArray[np.int64]
-    gaps: npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int64]
-    real: npt.NDArray[np.bool_]
+    histories: Histories
+    history: Spans
+    targets: Spans
+    new: npt.NDArray[np.bool_]
     negatives: npt.NDArray[np.int64] | None
     walks: bool
+
+    def met(self, share: slice) -> Events:
+        """The histories' events of a share of the rows."""
+        return self.history[share].events()
+
+    def wanted(self, share: slice) -> Events:
+        """Those of their targets."""
+        row, events = self.targets[share].events()
+        return row[self.new[events]], events[self.new[events]]
+
+
+class Pairs(NamedTuple):
+    """Items of rows, row after row: (n_pairs) int64 each."""
+
+    rows: Tensor
+    items: Tensor
 
 
 class NextItems(nn.Module):
@@ -99,13 +114,23 @@ class NextItems(nn.Module):
             gaps=tuple(gaps) if len(gaps) > 1 else None,
         )
 
-    def event_weights(self, rows: Rows, share: npt.NDArray[np.int64]) -> Tensor:
-        """What each event of some of the rows weighs, (n × window) float32."""
-        at = self.age.device
-        kinds = torch.from_numpy(rows.kinds[share]).to(at)
-        gaps = torch.from_numpy(rows.gaps[share]).clamp(max=len(self.gap) - 1).to(at)
-        real = torch.from_numpy(rows.weights[share]).to(at)
-        return torch.exp(self.age + self.kind[kinds] + self.gap[gaps]) * real
+    def event_weights(
+        self,
+        histories: Histories,
+        events: npt.NDArray[np.int64],
+        last: npt.NDArray[np.int64],
+    ) -> Tensor:
+        """What events weigh, (n_events) float32.
+
+        Args:
+            histories: whose events they are.
+            events: (n_events) their numbers.
+            last: (n_events) the end of the history that each is in, exclusive.
+        """
+        gaps = np.minimum(histories.gaps(last - 1, events), len(self.gap) - 1)
+        found = (last - 1 - events, histories.kinds[events].astype(np.int64), gaps)
+        ages, kinds, gaps_at = (torch.from_numpy(of).to(self.age.device) for of in found)
+        return torch.exp(self.age[ages] + self.kind[kinds] + self.gap[gaps_at])
 
 
 class NextItemTask:
@@ -166,31 +191,37 @@ class NextItemTask:
         On a batch that does not walk the graph, what words and graph bring is what the last walk
         found; the gradients for it wait, and the next walk carries them to their parameters.
         """
-        module, at = self.module, self.device
+        module, at, histories = self.module, self.device, batch.histories
         if batch.walks:
             shared = module.encoder.shared()
         else:
             self._waiting = shared = self._held()
-        vectors: tuple[Tensor, Tensor] = module.encoder(shared)
-        rows = np.arange(len(batch.history))[share]
-        real = torch.from_numpy(batch.weights[rows]).to(at)
-        history = torch.from_numpy(batch.history[rows]).to(at)
+        (row, events), (of_wanted, wanted_events) = batch.met(share), batch.wanted(share)
+        met, wanted = histories.items[events], histories.items[wanted_events]
+        sources, place = np.unique(met, return_inverse=True)
+        needed = None if batch.negatives is None else np.union1d(batch.negatives, wanted)
+
+        def moved(array: npt.NDArray[np.generic]) -> Tensor:
+            kind = np.float32 if array.dtype.kind == "f" else np.int64
+            return torch.from_numpy(array.astype(kind)).to(at)
+
+        vectors = module.encoder(shared, moved(sources), None if needed is None else moved(needed))
+        history = batch.history[share]
         users = nn.functional.embedding_bag(
-            history,
+            moved(place),
             vectors[0],
+            moved(history.starts()),
             mode="sum",
-            per_sample_weights=module.event_weights(batch, rows),
+            per_sample_weights=module.event_weights(histories, events, history.last[row]),
+            include_last_offset=True,
         )
         users = nn.functional.normalize(users, dim=1) / self.temperature
-        wanted = torch.from_numpy(batch.targets[rows]).to(at)
-        counted = torch.from_numpy(batch.real[rows]).to(at).float()
-        counted = counted / counted.sum(1, keepdim=True).clamp(min=1.0) / len(batch.history)
-        if batch.negatives is None:
-            met = torch.where(real, history, history[:, :1])
-            loss = cast(Tensor, _Softmax.apply(users, vectors[1], met, wanted, counted))  # type: ignore[no-untyped-call]
+        counted = moved(1.0 / (np.bincount(of_wanted)[of_wanted] * len(batch.history)))
+        pairs = Pairs(moved(row), moved(met)), Pairs(moved(of_wanted), moved(wanted))
+        if needed is None or batch.negatives is None:
+            loss = cast(Tensor, _Softmax.apply(users, vectors[1], *pairs, counted))  # type: ignore[no-untyped-call]
         else:
-            blocked = torch.cat([wanted, torch.where(real, history, wanted[:, :1])], 1)
-            loss = self._sampled(users, vectors[1], batch.negatives, blocked, wanted, counted)
+            loss = self._sampled(users, vectors[1], batch.negatives, needed, *pairs, counted)
         if batch.walks:
             if self._waiting is not None and self._waiting.grad is not None:
                 carried = (shared * self._waiting.grad).sum()
@@ -210,21 +241,29 @@ class NextItemTask:
         users: Tensor,
         targets: Tensor,
         negatives: npt.NDArray[np.int64],
-        blocked: Tensor,
-        wanted: Tensor,
+        needed: npt.NDArray[np.int64],
+        met: Pairs,
+        wanted: Pairs,
         counted: Tensor,
     ) -> Tensor:
-        """The loss over each row's targets and the shared negatives but for those `blocked`."""
-        drawn = torch.from_numpy(negatives).to(self.device)
-        inclusion = torch.from_numpy(np.log(self.inclusion[negatives])).float().to(self.device)
-        own = torch.einsum("rd,rtd->rt", users, targets[wanted])
-        scores = users @ targets[drawn].T - inclusion
-        place = torch.full((len(targets),), len(drawn), device=self.device)
-        place[drawn] = torch.arange(len(drawn), device=self.device)
-        marks = torch.zeros(len(users), len(drawn) + 1, dtype=torch.bool, device=self.device)
-        marks = marks.scatter_(1, place[blocked], True)[:, :-1]
-        rest = scores.masked_fill(marks, -torch.inf).logsumexp(1, keepdim=True)
-        return ((torch.logaddexp(rest, own) - own) * counted).sum()
+        """The loss over each row's targets and the shared negatives but for those it met.
+
+        Args:
+            needed: (n_needed) int64, sorted: the negatives and all that is wanted, whose vectors
+                `targets` holds.
+        """
+        column = np.full(len(self.inclusion), len(needed))
+        column[needed] = np.arange(len(needed))
+        columns = torch.from_numpy(column).to(self.device)
+        inclusion = torch.from_numpy(np.log(self.inclusion[needed])).float().to(self.device)
+        scores = users @ targets.T
+        own = scores[wanted.rows, columns[wanted.items]]
+        barred = torch.zeros(len(users), len(needed) + 1, dtype=torch.bool, device=self.device)
+        barred[:, torch.from_numpy(~np.isin(needed, negatives)).nonzero()[:, 0]] = True
+        for pairs in (met, wanted):
+            barred[pairs.rows, columns[pairs.items]] = True
+        rest = (scores - inclusion).masked_fill(barred[:, :-1], -torch.inf).logsumexp(1)
+        return ((torch.logaddexp(rest[wanted.rows], own) - own) * counted).sum()
 
     def judge(self) -> float:
         """NDCG@10 on the valid queries, by full ranking, with the learned weights of events."""
@@ -251,24 +290,29 @@ class _Softmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, users: Tensor, targets: Tensor, met: Tensor, wanted: Tensor, counted: Tensor
+        ctx: Any, users: Tensor, targets: Tensor, met: Pairs, wanted: Pairs, counted: Tensor
     ) -> Tensor:
         of_users, of_targets = torch.empty_like(users), torch.zeros_like(targets)
         loss = torch.zeros((), device=users.device)
+        share = torch.zeros(len(users), device=users.device).index_add_(0, wanted.rows, counted)
         size = max(1, CHUNK // max(1, len(targets)))
-        for start in range(0, len(users), size):
-            part = slice(start, start + size)
-            scores = users[part] @ targets.T
-            own = scores.gather(1, wanted[part])
-            scores.scatter_(1, met[part], -torch.inf).exp_()
-            total = scores.sum(1, keepdim=True).clamp(min=1e-30)
-            share = counted[part].sum(1, keepdim=True)
-            loss += (share * total.log()).sum() - (counted[part] * own).sum()
+        ends = torch.arange(0, len(users) + size, size, device=users.device)
+        of_met, of_wanted = (torch.searchsorted(p.rows, ends).tolist() for p in (met, wanted))
+        for part, start in enumerate(range(0, len(users), size)):
+            rows, its_met = slice(start, start + size), slice(*of_met[part : part + 2])
+            its_wanted = slice(*of_wanted[part : part + 2])
+            wanted_at = (wanted.rows[its_wanted] - start, wanted.items[its_wanted])
+            scores = users[rows] @ targets.T
+            own = scores[wanted_at]
+            scores[met.rows[its_met] - start, met.items[its_met]] = -torch.inf
+            total = scores.exp_().sum(1).clamp_(min=1e-30)
+            counts = counted[its_wanted]
+            loss += (share[rows] * total.log()).sum() - (counts * own).sum()
             # d loss / d score = share · exp(score) / total − counted, here times total / share
-            scores.scatter_add_(1, wanted[part], -counted[part] * total / share.clamp(min=1e-30))
-            factor = share / total
-            of_users[part] = (scores @ targets).mul_(factor)
-            of_targets.addmm_(scores.T, users[part] * factor)
+            factor = share[rows] / total
+            scores.index_put_(wanted_at, -counts / factor[wanted_at[0]], accumulate=True)
+            of_users[rows] = (scores @ targets).mul_(factor[:, None])
+            of_targets.addmm_(scores.T, users[rows] * factor[:, None])
         ctx.save_for_backward(of_users, of_targets)
         return loss
 
@@ -319,12 +363,9 @@ class Epoch(Sequence[Rows]):
     def __getitem__(self, number: int) -> Rows:  # type: ignore[override]
         task, histories = self.task, self.histories
         moments = self.moments[number]
-        window = len(task.module.age)
-        history, real, kinds, gaps = _before(histories, task.first[moments], moments, window)
-        places = moments[:, None] + np.arange(task.n_next)
-        is_target = places < task.last[moments][:, None]
-        is_target &= self.new[np.where(is_target, places, 0)]
-        targets = histories.items[np.where(is_target, places, 0)].astype(np.int64)
+        first, last = task.first[moments], task.last[moments]
+        history = Spans(np.maximum(first, moments - len(task.module.age)), moments)
+        targets = Spans(moments, np.minimum(last, moments + task.n_next))
         negatives = None
         if histories.n_items > FULL_SOFTMAX:
             rng = np.random.default_rng((task.seed, self.epoch, number))
@@ -332,25 +373,4 @@ class Epoch(Sequence[Rows]):
             negatives = np.flatnonzero(drawn)
         every = min(WALK_EVERY, max(1, len(self) // WALKS))
         walks = number % every == 0 or number == len(self) - 1
-        return Rows(history, real, kinds, gaps, targets, is_target, negatives, walks)
-
-
-def _before(
-    histories: Histories,
-    first: npt.NDArray[np.int64],
-    last: npt.NDArray[np.int64],
-    window: int,
-) -> tuple[
-    npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.int64]
-]:
-    """The last `window` events of each span, newest first: items, whether one is, kinds, gaps."""
-    places = last[:, None] - 1 - np.arange(window)
-    real = places >= first[:, None]
-    places = np.where(real, places, 0)
-    gaps = histories.gaps(places[:, :1], places)
-    return (
-        histories.items[places].astype(np.int64),
-        real,
-        histories.kinds[places].astype(np.int64),
-        gaps,
-    )
+        return Rows(histories, history, targets, self.new, negatives, walks)

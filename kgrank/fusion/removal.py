@@ -26,7 +26,7 @@ import scipy.linalg
 import scipy.sparse as sp
 
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
-from kgrank.fusion.evidence import Evidence
+from kgrank.fusion.evidence import Evidence, Steps
 from kgrank.fusion.history import Histories, Spans
 from kgrank.fusion.item_item import Moments, Ridge, side_columns
 from kgrank.fusion.model import FusedModel, Head
@@ -69,13 +69,13 @@ class Rescorer:
     Attributes:
         model: what scores.
         evidence: what its channels were fitted on.
-        ridges: item–item channel → its ridge and the power of its inputs (None for EASE).
+        ridges: item–item channel → its ridge and the steps of its rows (None for EASE).
         learned: what facts bring to the vectors of channels with `DenseFeatures.lengths`.
     """
 
     model: FusedModel
     evidence: Evidence
-    ridges: Mapping[str, tuple[Ridge, float | None]]
+    ridges: Mapping[str, tuple[Ridge, Steps | None]]
     learned: Mapping[str, LearnedParts]
 
     def score(
@@ -179,15 +179,15 @@ class Rescorer:
         """Column `item` of the ridge over its neighbours, (n_near) float64."""
         if not len(near):
             return np.empty(0)
-        ridge, power = self.ridges[name]
+        ridge, steps = self.ridges[name]
         moments = self._moments(name)
         gram = _taken(moments.gram, near, near)
         cross = _taken(moments.cross, near, np.array([item]))[:, 0]
         for sign, events in zip((-1.0, 1.0), self._before_and_after(without), strict=False):
-            if power is None:
+            if steps is None:
                 inputs = outputs = events.histories.binary()
             else:
-                inputs, outputs = events.steps(power)
+                inputs, outputs = events.steps(steps)
             inputs, outputs = inputs[:, near], outputs[:, [item]]
             gram += sign * (inputs.T @ inputs).toarray()
             cross += sign * (inputs.T @ outputs).toarray()[:, 0]
@@ -210,9 +210,9 @@ class Rescorer:
 
     def _moments(self, name: str) -> Moments:
         if name not in self._made:
-            power = self.ridges[name][1]
+            steps = self.ridges[name][1]
             evidence = self.evidence
-            made = evidence.linear_moments() if power is None else evidence.directed_moments(power)
+            made = evidence.linear_moments() if steps is None else evidence.directed_moments(steps)
             self._made[name] = made
         return self._made[name]
 

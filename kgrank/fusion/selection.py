@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kgrank.fusion.channels import Form, ItemItem
-from kgrank.fusion.evidence import Evidence
+from kgrank.fusion.evidence import Evidence, Steps
 from kgrank.fusion.history import Decay, Spans
 from kgrank.fusion.item_item import Moments, Ridge
 from kgrank.fusion.metrics import list_metrics
@@ -30,6 +30,7 @@ PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 DROPOUTS = (0.0, 0.2, 0.5)
 SIDE_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
 DIRECTED_POWERS = (0.5, 1.0)
+REACHES = (1, 5, 20)  # events ahead
 WHOLE_ITEMS = 12_500  # a larger catalogue is searched on its most popular products alone
 SEARCH_ITEMS = 6_000  # so many of them
 SEARCH_CELLS = 20_000_000  # queries × items that one setting is tried on
@@ -43,7 +44,7 @@ class Choice:
 
     decay: Decay
     ridge: Ridge | None
-    power: float | None
+    steps: Steps | None
     ndcg: float
 
 
@@ -74,17 +75,24 @@ class Trial:
     ) -> tuple[Decay, float]:
         """The decay that ranks best, from `start`: age first, then days, then kinds of events."""
         histories = self.queries.histories
+        tried: list[tuple[Decay, float]] = []
+
+        def ndcg(decay: Decay) -> float:
+            """Of each decay once, since the walks cross."""
+            for known, value in tried:
+                if known == decay:
+                    return value
+            tried.append((decay, self.ndcg(form, decay)))
+            return tried[-1][1]
+
         steady = replace(start, power=0.0, span=INF)
-        found = [
-            self._climbed(form, start, "power", POWERS),
-            self._climbed(form, steady, "span", SPANS),
-        ]
+        found = [_climbed(ndcg, start, "power", POWERS), _climbed(ndcg, steady, "span", SPANS)]
         best = max(found, key=lambda pair: pair[1])
         if np.isfinite(histories.times).any():
             found = [
                 best,
-                self._climbed(form, best[0], "half_life", HALF_LIVES),
-                self._climbed(form, replace(steady, half_life=42.0), "half_life", HALF_LIVES),
+                _climbed(ndcg, best[0], "half_life", HALF_LIVES),
+                _climbed(ndcg, replace(steady, half_life=42.0), "half_life", HALF_LIVES),
             ]
             best = max(found, key=lambda pair: pair[1])
         if with_kinds and len(histories.kind_names) > 1:
@@ -92,25 +100,8 @@ class Trial:
                 kinds: Mapping[str, float] = best[0].kinds or {}
                 for weight in KIND_WEIGHTS:
                     decay = replace(best[0], kinds={**kinds, kind: weight})
-                    best = max(best, (decay, self.ndcg(form, decay)), key=lambda pair: pair[1])
+                    best = max(best, (decay, ndcg(decay)), key=lambda pair: pair[1])
         return best
-
-    def _climbed(
-        self, form: Form, start: Decay, name: str, values: Sequence[float]
-    ) -> tuple[Decay, float]:
-        """The best decay along one of its numbers, by walking from where it stands."""
-
-        def moved(value: float) -> Decay:
-            changed: dict[str, Any] = {name: value}
-            return replace(start, **changed)
-
-        value, ndcg = _climb(
-            values,
-            getattr(start, name),
-            self.ndcg(form, start),
-            lambda value: self.ndcg(form, moved(value)),
-        )
-        return moved(value), ndcg
 
 
 def choose_features(trial: Trial, form: Form, learned: Decay | None = None) -> Choice:
@@ -126,23 +117,26 @@ def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors:
     """Penalty, dropout, side rows and decay of an item–item channel."""
 
     @lru_cache(maxsize=2)
-    def moments(power: float) -> Moments:
-        return evidence.directed_moments(power) if directed else evidence.linear_moments()
+    def moments(steps: Steps) -> Moments:
+        return evidence.directed_moments(steps) if directed else evidence.linear_moments()
 
     @lru_cache(maxsize=4)
-    def form(ridge: Ridge, power: float) -> ItemItem:
-        return ItemItem(moments(power).weights(ridge, neighbors=neighbors, precision=torch.float32))
+    def form(ridge: Ridge, steps: Steps) -> ItemItem:
+        return ItemItem(moments(steps).weights(ridge, neighbors=neighbors, precision=torch.float32))
 
     has_entities = evidence.features.entities.nnz > 0
     has_words = evidence.features.words.nnz > 0
     ridge = Ridge(100.0, 0.0, 3.0 * has_entities, 3.0 * has_words)
-    power = DIRECTED_POWERS[0]
-    decay, ndcg = trial.best_decay(form(ridge, power), Decay(power=0.5), with_kinds=False)
+    steps = Steps(DIRECTED_POWERS[0])
+    decay, ndcg = trial.best_decay(form(ridge, steps), Decay(power=0.5), with_kinds=False)
     if directed:
-        for other in DIRECTED_POWERS[1:]:
-            found = trial.ndcg(form(ridge, other), decay)
-            if found > ndcg:
-                power, ndcg = other, found
+
+        def of_steps(power: float, reach: float) -> float:
+            return trial.ndcg(form(ridge, Steps(power, int(reach))), decay)
+
+        power, ndcg = _climb(DIRECTED_POWERS, steps.power, ndcg, lambda power: of_steps(power, 1))
+        reach, ndcg = _climb(REACHES, 1, ndcg, lambda reach: of_steps(power, reach))
+        steps = Steps(power, int(reach))
     axes: dict[str, tuple[float, ...]] = {"penalty": PENALTIES}
     if has_entities:
         axes["entities"] = SIDE_WEIGHTS
@@ -152,12 +146,12 @@ def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors:
     for name, values in axes.items():
 
         def score(value: float, name: str = name, start: Ridge = ridge) -> float:
-            return trial.ndcg(form(replace(start, **{name: value}), power), decay)
+            return trial.ndcg(form(replace(start, **{name: value}), steps), decay)
 
         value, ndcg = _climb(values, getattr(ridge, name), ndcg, score)
         ridge = replace(ridge, **{name: value})
-    decay, ndcg = trial.best_decay(form(ridge, power), decay)
-    return Choice(decay, ridge, power if directed else None, ndcg)
+    decay, ndcg = trial.best_decay(form(ridge, steps), decay)
+    return Choice(decay, ridge, steps if directed else None, ndcg)
 
 
 def choose_ease(trial: Trial, evidence: Evidence, *, neighbors: int) -> float:
@@ -169,6 +163,22 @@ def choose_ease(trial: Trial, evidence: Evidence, *, neighbors: int) -> float:
         return trial.ndcg(ItemItem(weights), Decay())
 
     return _climb(PENALTIES, 100.0, score(100.0), score)[0]
+
+
+def _climbed(
+    ndcg: Callable[[Decay], float], start: Decay, name: str, values: Sequence[float]
+) -> tuple[Decay, float]:
+    """The best decay along one of its numbers, by walking from where it stands."""
+
+    def moved(value: float) -> Decay:
+        changed: dict[str, Any] = {name: value}
+        return replace(start, **changed)
+
+    def score(value: float) -> float:
+        return ndcg(moved(value))
+
+    value, reached = _climb(values, getattr(start, name), ndcg(start), score)
+    return moved(value), reached
 
 
 def _climb(

@@ -292,8 +292,8 @@ def _channels(
         if choice.ridge is not None:
             moments = (
                 evidence.linear_moments()
-                if choice.power is None
-                else evidence.directed_moments(choice.power)
+                if choice.steps is None
+                else evidence.directed_moments(choice.steps)
             )
             weights = moments.weights(choice.ridge, neighbors=settings.neighbors)
             channels.append(Channel(name, choice.decay, ItemItem(weights)))

@@ -110,8 +110,9 @@ def came_before(
     starts: Longs,
     items: Ints,
     ages: Floats,
+    ahead: Floats,
 ) -> Found:
-    """Steps to a target: target, place of what came before, user, and the pull if above 0."""
+    """Steps that reach a target: target, place of what came before, user, the pull if above 0."""
     places = table_of(wanted)
     ways, n = room(1024), 0
     for number in range(len(targets)):
@@ -121,24 +122,31 @@ def came_before(
         near = columns.items[columns.starts[target] : columns.starts[target + 1]]
         weights = columns.values[columns.starts[target] : columns.starts[target + 1]]
         of_near = table_of(near)
-        for step in events_of.items[events_of.starts[target] : events_of.starts[target + 1]]:
-            user = user_of[step]
-            begin = max(starts[user], step - len(ages))
-            rest, found = np.float32(1.0), False
-            for event in range(begin, step):
-                other = place_in(of_near, near, items[event])
-                if other >= 0:
-                    rest -= ages[step - event - 1] * weights[other]
-                    found |= weights[other] > 0.0 and place_in(places, wanted, items[event]) >= 0
-            if rest <= 0.0 or not found:
-                continue
-            for event in range(begin, step):
-                item = items[event]
-                other, place = place_in(of_near, near, item), place_in(places, wanted, item)
-                if other >= 0 and place >= 0 and item != target and weights[other] > 0.0:
-                    part = rest * ages[step - event - 1]
-                    ways = added(ways, n, number, place, user, part)
-                    n += 1
+        done = -1  # steps up to here have been seen
+        for met in events_of.items[events_of.starts[target] : events_of.starts[target + 1]]:
+            user = user_of[met]
+            for step in range(max(starts[user] + 1, met - len(ahead) + 1, done + 1), met + 1):
+                done = step
+                begin = max(starts[user], step - len(ages))
+                rest, found = np.float32(0.0), False
+                for event in range(step, min(starts[user + 1], step + len(ahead))):
+                    if items[event] == target:
+                        rest += ahead[event - step]
+                for event in range(begin, step):
+                    other = place_in(of_near, near, items[event])
+                    if other >= 0:
+                        rest -= ages[step - event - 1] * weights[other]
+                        speaks = weights[other] > 0.0 and items[event] != target
+                        found |= speaks and place_in(places, wanted, items[event]) >= 0
+                if rest <= 0.0 or not found:
+                    continue
+                for event in range(begin, step):
+                    item = items[event]
+                    other, place = place_in(of_near, near, item), place_in(places, wanted, item)
+                    if other >= 0 and place >= 0 and item != target and weights[other] > 0.0:
+                        part = rest * ages[step - event - 1]
+                        ways = added(ways, n, number, place, user, part)
+                        n += 1
     return ways[0][:n], ways[1][:n], ways[2][:n], ways[3][:n]
 
 

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ EncoderName = Literal["light", "rgcn", "gatv2", "hgt"]
 
 INITIAL = 0.05  # standard deviation of new parameters
 PROJECTED = 0.25  # of those that project text vectors, which keep their angles so
+SHORTEST = 1e-12  # length below which a vector counts as none
 HOP = 0.1  # what a behaviour's neighbourhood weighs at the start
 WALKED_EDGES = 4_000_000  # behaviours beyond which each epoch walks a sample of them
 FANOUT = 30  # events a user and kind in such a sample
@@ -180,14 +181,24 @@ class GraphEncoder(nn.Module, ABC):
         """What text and graph bring to each item, (n_items × dim)."""
         return self.said() + self.brought()
 
-    def forward(self, shared: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sources and targets, each (n_items × dim) with rows of length 1 (or 0).
+    def forward(
+        self,
+        shared: Tensor | None = None,
+        sources: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sources and targets, each (n × dim) with rows of length 1 (or 0).
 
         Args:
             shared: what `shared` gave before; worked out if None.
+            sources, targets: (n) int64, the items, each once, whose vectors are asked for; all of
+                them if None.
         """
-        source, target = self.sums(self.shared() if shared is None else shared)
-        return nn.functional.normalize(source, dim=1), nn.functional.normalize(target, dim=1)
+        shared = self.shared() if shared is None else shared
+        return (
+            _unit(self.source, self.met, shared, sources),
+            _unit(self.target, self.met, shared, targets),
+        )
 
     def sums(self, shared: Tensor) -> tuple[Tensor, Tensor]:
         """Sources and targets before they are brought to length 1, each (n_items × dim).
@@ -406,6 +417,35 @@ def _with_behaviours(graph: GraphInput) -> HeteroData:
         index = np.stack([entries.row, entries.col]).astype(np.int64)
         data["user", name, "item"].edge_index = torch.from_numpy(index)
     return ToUndirected(merge=False)(data)
+
+
+class _Unit(torch.autograd.Function):
+    """own · met + shared of some items, each row over its length (0 stays 0), in few passes."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, met: Tensor, shared: Tensor, items: Tensor | None) -> Tensor:
+        parts = (own, met, shared) if items is None else (own[items], met[items], shared[items])
+        unit = torch.addcmul(parts[2], parts[0], parts[1])
+        length = torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_(min=SHORTEST)
+        unit.div_(length)
+        ctx.save_for_backward(unit, parts[1], length, items)
+        ctx.n_items = len(own)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        unit, met, length, items = ctx.saved_tensors
+        along = torch.linalg.vecdot(gradients[0], unit)[:, None]
+        of_shared = torch.addcmul(gradients[0], unit, -along).div_(length)
+        of_own = of_shared * met
+        if items is not None:
+            nothing = of_own.new_zeros(ctx.n_items, of_own.shape[1])
+            of_own, of_shared = (nothing.index_copy(0, items, of) for of in (of_own, of_shared))
+        return of_own, None, of_shared, None
+
+
+def _unit(own: Tensor, met: Tensor, shared: Tensor, items: Tensor | None) -> Tensor:
+    return cast(Tensor, _Unit.apply(own, met, shared, items))  # type: ignore[no-untyped-call]
 
 
 def _table(rows: int, dim: int) -> nn.Parameter:

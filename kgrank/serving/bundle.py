@@ -328,7 +328,8 @@ def _form(
 def _choice_to_json(choice: Choice) -> dict[str, Any]:
     ridge = asdict(choice.ridge) if choice.ridge else None
     decay = _decay_to_json(choice.decay)
-    return {"decay": decay, "ridge": ridge, "power": choice.power, "valid_ndcg@10": choice.ndcg}
+    steps = choice.steps._asdict() if choice.steps else None
+    return {"decay": decay, "ridge": ridge, "steps": steps, "valid_ndcg@10": choice.ndcg}
 
 
 def _trained_to_json(trained: Trained) -> dict[str, Any]:

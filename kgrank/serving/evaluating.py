@@ -18,8 +18,9 @@ from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.fusion.evidence import SPLITS, Evidence, numbered
 from kgrank.fusion.history import REFUSED, Decay, Histories, Spans
 from kgrank.fusion.item_item import Ridge
+from kgrank.fusion.lists import top_n
 from kgrank.fusion.metrics import ListMetrics, list_metrics, paired_bootstrap
-from kgrank.fusion.model import FusedModel, Head, exclude, only, top_n
+from kgrank.fusion.model import FusedModel, Head, exclude, only
 from kgrank.fusion.queries import (
     Queries,
     all_allowed,

@@ -33,6 +33,7 @@ import scipy.sparse as sp
 
 from kgrank.errors import ConfigError, ModelError
 from kgrank.fusion.channels import DenseFeatures, SparseFeatures
+from kgrank.fusion.evidence import Steps
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.metrics import paired_bootstrap
 from kgrank.fusion.model import EventParts
@@ -309,13 +310,14 @@ class _Trial:
 
 def rescorer(bundle: Bundle, finder: PathFinder) -> Rescorer:
     """What scores as if some edges were not there."""
-    ridges: dict[str, tuple[Ridge, float | None]] = {}
+    ridges: dict[str, tuple[Ridge, Steps | None]] = {}
     learned: dict[str, LearnedParts] = {}
     graph, columns = bundle.graph, bundle.item_entities.columns
     for channel in bundle.model.channels:
         choice = bundle.facts.get("choices", {}).get(channel.name) or {}
         if choice.get("ridge"):
-            ridges[channel.name] = Ridge(**choice["ridge"]), choice["power"]
+            steps = Steps(**choice["steps"]) if choice["steps"] else None
+            ridges[channel.name] = Ridge(**choice["ridge"]), steps
         form = channel.form
         if isinstance(form, DenseFeatures) and form.entities and form.lengths is not None:
             of_columns = np.zeros((len(columns), form.values.shape[1]), np.float32)

@@ -39,7 +39,7 @@ import scipy.sparse as sp
 
 from kgrank.fusion.attribution import Regression, SharedFacts
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
-from kgrank.fusion.evidence import Evidence, ItemFeatures, numbered
+from kgrank.fusion.evidence import Evidence, ItemFeatures, Steps, numbered
 from kgrank.fusion.history import REFUSED
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.light import SharedUsers
@@ -253,8 +253,9 @@ class PathFinder:
             choice = self.bundle.facts.get("choices", {}).get(channel.name)
             made = None
             if isinstance(channel.form, ItemItem) and choice is not None and choice["ridge"]:
-                ridge, power = Ridge(**choice["ridge"]), choice["power"]
-                made = Regression.of(self.evidence, ridge, power, channel.form.weights)
+                steps = Steps(**choice["steps"]) if choice["steps"] else None
+                ridge = Ridge(**choice["ridge"])
+                made = Regression.of(self.evidence, ridge, steps, channel.form.weights)
             self._made[channel.name] = made
         found = self._made[channel.name]
         return found if isinstance(found, Regression) else None

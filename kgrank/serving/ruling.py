@@ -30,7 +30,8 @@ import torch
 
 from kgrank.errors import ConfigError
 from kgrank.fusion.channels import DenseFeatures
-from kgrank.fusion.model import FusedModel, Head, top_n
+from kgrank.fusion.lists import top_n
+from kgrank.fusion.model import FusedModel, Head
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.conditions import Grounds, Mask, timed
 from kgrank.serving.placing import Added, Caps, Pins, Spread, add, fill

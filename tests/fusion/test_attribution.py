@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from kgrank.fusion import evidence as evidence_module
 from kgrank.fusion import item_item
 from kgrank.fusion.attribution import Regression, SharedFacts
-from kgrank.fusion.evidence import Evidence, ItemFeatures
+from kgrank.fusion.evidence import Evidence, ItemFeatures, Steps
 from kgrank.fusion.history import Histories
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.ways import Ways
@@ -40,15 +40,15 @@ def shop(seed: int = 0) -> Evidence:
 
 
 def dense_rows(
-    evidence: Evidence, ridge: Ridge, power: float | None
+    evidence: Evidence, ridge: Ridge, steps: Steps | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], list[tuple[str, int]]]:
     """Inputs and outputs of every row, and whose it is: a user, an entity or a word."""
     histories, features = evidence.histories, evidence.features
-    if power is None:
+    if steps is None:
         inputs = outputs = histories.binary()
         owners = np.arange(N_USERS)
     else:
-        inputs, outputs = evidence.steps(power)
+        inputs, outputs = evidence.steps(steps)
         users = histories.users()
         owners = users[np.flatnonzero(np.arange(len(users)) > histories.starts[users])]
     sides = [np.sqrt(ridge.entities) * features.entities.T, np.sqrt(ridge.words) * features.words.T]
@@ -67,33 +67,33 @@ def totals(ways: Ways) -> dict[tuple[int, int], float]:
     return found
 
 
-@pytest.mark.parametrize("power", [None, 0.5])
-def test_the_rows_of_a_column_add_up_to_the_weight(power: float | None) -> None:
+@pytest.mark.parametrize("steps", [None, Steps(0.5), Steps(0.5, 3)])
+def test_the_rows_of_a_column_add_up_to_the_weight(steps: Steps | None) -> None:
     """Λ_h B[h, i] = Σ z[row, h] (y[row, i] − Σ_j z[row, j] B[j, i]), up and down together."""
     evidence = shop()
-    moments = evidence.linear_moments() if power is None else evidence.directed_moments(power)
+    moments = evidence.linear_moments() if steps is None else evidence.directed_moments(steps)
     weights = moments.weights(RIDGE, neighbors=100)
-    regression = Regression.of(evidence, RIDGE, power, weights)
-    inputs, outputs, _ = dense_rows(evidence, RIDGE, power)
+    regression = Regression.of(evidence, RIDGE, steps, weights)
+    inputs, outputs, _ = dense_rows(evidence, RIDGE, steps)
     column = weights.toarray().astype(np.float64)
     pulls = inputs.T @ (outputs - inputs @ column)
     wanted = column * regression.penalty[:, None].astype(np.float64)
-    if power is None:  # an item is no neighbour of its own
+    if steps is None:  # an item is no neighbour of its own
         np.fill_diagonal(pulls, 0.0)
     assert pulls == pytest.approx(wanted, abs=2e-3)
     assert np.abs(wanted).max() > 1.0
 
 
-@pytest.mark.parametrize("power", [None, 0.5])
+@pytest.mark.parametrize("steps", [None, Steps(0.5), Steps(0.5, 3)])
 @pytest.mark.parametrize("neighbors", [1, 100])
 def test_each_row_that_holds_both_has_its_part_of_the_weight(
-    power: float | None, neighbors: int
+    steps: Steps | None, neighbors: int
 ) -> None:
     evidence = shop(1)
-    moments = evidence.linear_moments() if power is None else evidence.directed_moments(power)
+    moments = evidence.linear_moments() if steps is None else evidence.directed_moments(steps)
     weights = moments.weights(RIDGE, neighbors=neighbors)
-    regression = Regression.of(evidence, RIDGE, power, weights)
-    inputs, outputs, whose = dense_rows(evidence, RIDGE, power)
+    regression = Regression.of(evidence, RIDGE, steps, weights)
+    inputs, outputs, whose = dense_rows(evidence, RIDGE, steps)
     table = weights.toarray().astype(np.float64)
     items, user = np.array([0, 2, 3, 5, 8]), 4
     n_ways = 0

@@ -11,7 +11,7 @@ import torch
 
 from kgrank.compiled import compiled
 from kgrank.fusion import evidence, item_item, local_ridge
-from kgrank.fusion.evidence import Evidence, ItemFeatures
+from kgrank.fusion.evidence import Evidence, ItemFeatures, Steps
 from kgrank.fusion.history import Histories
 from kgrank.fusion.item_item import Moments, Ridge, product, side_rows
 
@@ -178,7 +178,7 @@ def test_a_local_column_is_the_ridge_on_its_strongest_neighbours(
     """Ten items with the largest entries > 0; a directed column may take the item itself."""
     monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
     made = shop(n_items)
-    moments = made.directed_moments(0.5) if directed else made.linear_moments()
+    moments = made.directed_moments(Steps(0.5)) if directed else made.linear_moments()
     assert moments.directed == directed
     found = moments.weights(Ridge(5.0, 0.1, 2.0, 3.0), neighbors=10).toarray()
     shared = 2.0 * gram_of(made.features.entities.T) + 3.0 * gram_of(made.features.words.T)
@@ -205,7 +205,7 @@ def test_a_system_without_one_answer_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_neither_blocks_nor_threads_change_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(item_item, "EXACT_ITEMS", 0)
-    moments = shop(100).directed_moments(0.5)
+    moments = shop(100).directed_moments(Steps(0.5))
     at_once = moments.weights(Ridge(5.0, words=2.0), neighbors=10)
     monkeypatch.setattr(local_ridge, "BLOCK", 200)  # three systems
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -290,14 +290,21 @@ def test_linear_moments_count_users_in_common() -> None:
 
 def test_directed_moments_by_hand() -> None:
     """Events 0, 1, 2 of power 1: before 1 stands (0: 1); before 2 stands (0: 1/2, 1: 1)."""
-    moments = one_user([0, 1, 2], 3).directed_moments(1.0)
+    moments = one_user([0, 1, 2], 3).directed_moments(Steps(1.0))
     assert moments.gram.tolist() == [[1.25, 0.5, 0], [0.5, 1, 0], [0, 0, 0]]
     assert moments.cross.tolist() == [[0, 1, 0.5], [0, 0, 1], [0, 0, 0]]
 
 
+def test_what_comes_soon_counts_the_less_the_later_it_comes() -> None:
+    """Before 1 stands 0, and next are 1 and, at the second place, 2."""
+    moments = one_user([0, 1, 2], 3).directed_moments(Steps(1.0, reach=2))
+    assert moments.gram.tolist() == [[1.25, 0.5, 0], [0.5, 1, 0], [0, 0, 0]]
+    assert moments.cross == pytest.approx(np.array([[0, 1, 0.5 + 0.5**0.5], [0, 0, 1], [0, 0, 0]]))
+
+
 def test_directed_moments_look_back_ten_events() -> None:
     """The twelfth event (item 11) sees items 1 to 10, not item 0."""
-    moments = one_user(list(range(12)), 12).directed_moments(0.0)
+    moments = one_user(list(range(12)), 12).directed_moments(Steps(0.0))
     assert moments.cross[:, 11].tolist() == [0.0] + [1.0] * 10 + [0.0]
 
 

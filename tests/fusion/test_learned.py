@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 import scipy.sparse as sp
@@ -16,7 +17,7 @@ from kgrank.fusion.channels import DenseFeatures
 from kgrank.fusion.evidence import Evidence, ItemFeatures, numbered
 from kgrank.fusion.history import Histories, Spans
 from kgrank.fusion.learned import Learner, Start, leading
-from kgrank.fusion.next_items import NextItems, NextItemTask
+from kgrank.fusion.next_items import NextItems, NextItemTask, Rows
 from kgrank.fusion.queries import Queries
 from kgrank.fusion.settings import FitSettings
 from kgrank.fusion.training import valid_queries
@@ -128,6 +129,13 @@ def test_a_checkpoint_of_other_facts_is_not_taken(
     assert first_step("aabb" * 5, resume=True) == 1
 
 
+def items_of(batch: Rows, row: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """The items of a row's history, oldest first, and its targets."""
+    share = slice(row, row + 1)
+    items = batch.histories.items
+    return items[batch.met(share)[1]], items[batch.wanted(share)[1]]
+
+
 def test_the_loss_is_the_softmax_of_the_cosines(even_events: pd.DataFrame) -> None:
     task = task_of(*world(even_events))
     batch = task.batches(0)[0]
@@ -135,12 +143,12 @@ def test_the_loss_is_the_softmax_of_the_cosines(even_events: pd.DataFrame) -> No
     sources, targets = (vectors.detach() for vectors in task.module.encoder())
     total = 0.0
     for row in range(len(batch.history)):
-        events = batch.history[row][batch.weights[row]]
+        events, wanted = items_of(batch, row)
+        events = events[::-1].copy()
         ages = np.arange(1, len(events) + 1) ** -0.5
         user = (torch.from_numpy(ages).float()[:, None] * sources[events]).sum(0)
         logits = torch.nn.functional.normalize(user, dim=0) @ targets.T / 0.1
         logits[events] = -torch.inf
-        wanted = batch.targets[row][batch.real[row]]
         total += float(-logits.log_softmax(0)[wanted].mean())
     assert float(loss.detach()) == pytest.approx(total / len(batch.history), rel=1e-5)
 
@@ -153,9 +161,10 @@ def test_what_is_chosen_again_is_no_target() -> None:
     queried = events.assign(event="purchase", split=np.where(last, "valid", "train"))
     task = task_of(*world(queried))
     batch = task.batches(0)[0]
-    asked = sorted(batch.targets[batch.real].tolist())
+    found = [items_of(batch, row) for row in range(len(batch.history))]
+    asked = sorted(item for _, wanted in found for item in wanted.tolist())
     assert asked == [1] * 30 + [2] * 30  # b after a, c after a, b, a
-    assert (batch.weights.sum(axis=1) >= 1).all()
+    assert all(len(events) for events, _ in found)
 
 
 def test_chunks_change_neither_loss_nor_gradients(
@@ -216,13 +225,12 @@ def test_what_events_weigh_is_learned_and_told(even_events: pd.DataFrame) -> Non
         task.module.kind[:] = 0.3
     epoch = task.batches(0)
     batch, moments = epoch[0], epoch.moments[0]
-    found = task.module.event_weights(batch, np.arange(len(moments))).detach().numpy()
+    row, events = batch.met(slice(None))
+    found = task.module.event_weights(histories, events, batch.history.last[row])
     spans = Spans(task.first[moments], moments)
     _, weights = histories.event_weights(spans, task.module.decay(histories))
-    newest_first = [part[::-1] for part in np.split(weights, np.cumsum(spans.last - spans.first))]
-    assert len(set(np.round(found[batch.weights], 4))) == 3  # of the last three events
-    assert found[batch.weights] == pytest.approx(np.concatenate(newest_first), rel=1e-5)
-    assert not found[~batch.weights].any()
+    assert len(set(np.round(found.detach().numpy(), 4))) == 3  # of the last three events
+    assert found.detach().numpy() == pytest.approx(weights[weights > 0], rel=1e-5)
 
 
 def test_shares_of_a_batch_add_up(even_events: pd.DataFrame) -> None:
@@ -271,12 +279,15 @@ def test_without_order_every_epoch_draws_other_histories(even_events: pd.DataFra
         task.module, histories, ordered=False, judged=queries, batch=64, seed=0, device="cpu"
     )
     first, second = (unordered.batches(epoch)[0] for epoch in (0, 1))
-    assert not np.array_equal(first.history, second.history)
     again = unordered.batches(0)[0]
-    assert np.array_equal(first.history, again.history)
-    for row in range(len(first.history)):
-        seen = set(first.history[row][first.weights[row]])
-        assert not seen & set(first.targets[row][first.real[row]])
+    n_rows = len(first.history)
+    drawn = [[items_of(of, row)[0].tolist() for row in range(n_rows)] for of in (first, again)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != [items_of(second, row)[0].tolist() for row in range(n_rows)]
+    for row in range(n_rows):
+        seen, wanted = items_of(first, row)
+        assert len(seen)
+        assert not set(seen) & set(wanted)
 
 
 def test_the_channel_scores_with_sources_for_what_was_met() -> None:

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
-from kgrank.fusion.evidence import Evidence, ItemFeatures, item_side
+from kgrank.fusion.evidence import Evidence, ItemFeatures, Steps, item_side
 from kgrank.fusion.history import Decay, Histories
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.model import FusedModel
@@ -46,14 +46,14 @@ def channel_of(of: Evidence, name: str) -> Channel:
     """One channel as it is fitted on the evidence."""
     if name == "graph":
         return Channel(name, DECAY, SparseFeatures(of.features.entities))
-    moments = of.linear_moments() if name == "linear" else of.directed_moments(0.5)
+    moments = of.linear_moments() if name == "linear" else of.directed_moments(Steps(0.5))
     return Channel(name, DECAY, ItemItem(moments.weights(RIDGE, neighbors=100)))
 
 
 def rescorer(of: Evidence, channel: Channel, learned: dict[str, LearnedParts]) -> Rescorer:
     weights = FusionWeights.equal(1)
     model = FusedModel((channel,), item_side(of.histories), {"new": weights, "all": weights})
-    ridges = {"linear": (RIDGE, None), "directed": (RIDGE, 0.5)}
+    ridges = {"linear": (RIDGE, None), "directed": (RIDGE, Steps(0.5))}
     return Rescorer(model, of, ridges, learned)
 
 

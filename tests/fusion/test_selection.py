@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from kgrank.fusion import selection
 from kgrank.fusion.channels import ItemItem
-from kgrank.fusion.evidence import Evidence, ItemFeatures
+from kgrank.fusion.evidence import Evidence, ItemFeatures, Steps
 from kgrank.fusion.history import DAY, Decay, Histories
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.metrics import list_metrics
@@ -137,7 +137,7 @@ def test_a_kind_of_event_that_misleads_is_weighed_down() -> None:
 
 def test_features_get_a_decay_and_nothing_else() -> None:
     choice = choose_features(Trial(last_of_each(histories(followed(3)))), SHIFT)
-    assert (choice.ridge, choice.power) == (None, None)
+    assert (choice.ridge, choice.steps) == (None, None)
     assert choice.ndcg > 0.5
 
 
@@ -161,9 +161,9 @@ def test_a_directed_channel_learns_what_comes_next() -> None:
     trial, evidence = Trial(last_of_each(every)), Evidence.of_events(before_last(every))
     directed = choose_ridge(trial, evidence, directed=True, neighbors=20)
     assert directed.ndcg > 0.95
-    assert directed.power in selection.DIRECTED_POWERS
+    assert directed.steps in [Steps(power) for power in selection.DIRECTED_POWERS]  # the very next
     linear = choose_ridge(trial, evidence, directed=False, neighbors=20)
-    assert linear.power is None
+    assert linear.steps is None
     assert linear.ndcg < directed.ndcg - 0.05
 
 
