@@ -527,12 +527,22 @@ def test_a_server_killed_in_mid_export(tmp_path: Path, monkeypatch: pytest.Monke
         ):
             write_graph(GRAPH, server, progress=killing)
         own.start()
-        with Server(address) as server:
+        with Server(address, retry_seconds=1) as server:
             nodes, edges = in_server(server)
             assert nodes == len(GRAPH.nodes)
             assert 0 < edges < GRAPH.n_edges
             told = write_graph(GRAPH, server)
             assert (told.nodes_written, told.edges_written) == (0, GRAPH.n_edges - edges)
             assert whole(server, GRAPH)
+            more = pd.DataFrame({"user_id": [f"u{n}" for n in range(100)], "item_id": "i1"})
+            grown = GRAPH.with_events(more.assign(event="buy", timestamp=2e9))
+            with pytest.raises(StoreError, match="found no answer"):
+                write_graph(grown, server, progress=killing)
+        own.start()
+        with Server(address) as server:
+            edges = in_server(server)[1]
+            assert GRAPH.n_edges < edges < grown.n_edges
+            assert write_graph(grown, server).edges_written == grown.n_edges - edges
+            assert whole(server, grown)
     finally:
         own.kill()
