@@ -46,7 +46,8 @@ from accuracy import COLUMNS, SETS, row
 import kgrank as kr
 from kgrank.fusion.evidence import SPLITS, numbered
 from kgrank.fusion.history import Decay, Histories
-from kgrank.fusion.model import exclude, top_n
+from kgrank.fusion.lists import top_n
+from kgrank.fusion.model import exclude
 from kgrank.fusion.queries import Queries, next_queries, user_queries
 from kgrank.kg.splits import SplitSettings, split_events
 from kgrank.kg.vocabulary import Vocabulary

@@ -105,7 +105,7 @@ def read_source(source: str | Path, config: Config, event_columns: Sequence[str]
         StoreError: the server cannot be reached or refuses.
     """
     if config.neo4j.uri is not None:
-        return read_server_tables(config.neo4j)
+        return read_server_tables(config.neo4j, event_columns)
     return read_tables(source, config.tables, event_columns)
 
 

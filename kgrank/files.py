@@ -52,6 +52,15 @@ def check_new(out: str | Path) -> Path:
     return path
 
 
+def check_new_file(path: Path) -> None:
+    """Raises ConfigError if there is something at `path`, where a file is to be written."""
+    if path.exists():
+        raise ConfigError(
+            f"{path}: found something there already; allowed: a new file. Name another one, or "
+            "remove it."
+        )
+
+
 @contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
     """An empty folder beside `out`; what is written into it stands at `out` in one step.

@@ -51,7 +51,7 @@ _WINDOW_TEXTS = 8_192  # tokenised at a time, so that a million texts do not fil
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 _ASKED = {"hidden_size", "max_position_embeddings", "pad_token_id"}  # of an encoder's config.json
 _DECISIVE = (
-    *("*.safetensors", "config.json", "1_Pooling/config.json", "*_Dense/*"),
+    *("*.safetensors", "config.json", "modules.json", "1_Pooling/config.json", "*_Dense/*"),
     *("*token*.json", "vocab.*", "merges.txt", "*.model"),
 )
 _SHORTEST = 1e-12  # a vector that is no longer stays what it is

@@ -14,6 +14,7 @@ import torch
 
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures, sizes
 from kgrank.fusion.history import Decay, Histories, Spans
+from kgrank.fusion.lists import top_n
 from kgrank.fusion.prediction import Predictor
 from kgrank.fusion.weights import FusionWeights, ItemSide
 
@@ -22,7 +23,6 @@ Task = Literal["rank", "click", "purchase", "conversion", "rating"]
 Repeats = Literal["exclude", "allow", "only"]
 
 CELLS = 48_000_000  # users × items scored at a time: 192 MB of float32
-CHUNK = 32  # items of which only the best is looked at first
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,64 +367,3 @@ def _places(items: sp.csr_matrix, scores: torch.Tensor) -> tuple[torch.Tensor, t
     rows = np.repeat(np.arange(items.shape[0]), np.diff(items.indptr))
     columns = items.indices.astype(np.int64)
     return torch.from_numpy(rows).to(scores.device), torch.from_numpy(columns).to(scores.device)
-
-
-def top_n(scores: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The n best items of each row; equal scores order by item number.
-
-    Args:
-        scores: (n_rows × n_items) float32; -inf is never listed.
-        n: length of the lists, cut to n_items.
-
-    Returns:
-        item numbers, (n_rows × n) int64, -1 where a list ends early; their scores. Both on the CPU.
-    """
-    items, values = _best(scores, min(n, scores.shape[1]))
-    order = np.argsort(-values, axis=1, kind="stable")
-    items = np.take_along_axis(items, order, axis=1)
-    values = np.take_along_axis(values, order, axis=1)
-    items[np.isneginf(values)] = -1
-    return torch.from_numpy(items), torch.from_numpy(values)
-
-
-def _best(scores: torch.Tensor, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The n best items of each row, (n_rows × n), by item number, and their scores.
-
-    Of CHUNK items that follow each other only the best is looked at first. The n chunks whose best
-    are best (of equal ones, the first) hold all n: each has an item that goes before every item of
-    a chunk that is left out.
-    """
-    n_chunks = scores.shape[1] // CHUNK
-    if n_chunks <= 4 * n:
-        values = scores.cpu().numpy()
-        items = _largest(values, n)
-        return items, np.take_along_axis(values, items, axis=1)
-    whole = n_chunks * CHUNK
-    chunks = scores[:, :whole].reshape(len(scores), n_chunks, CHUNK)
-    near = _largest(chunks.amax(2).cpu().numpy(), n)  # (n_rows, n)
-    rows = torch.arange(len(scores), device=scores.device)[:, None]
-    found = chunks[rows, torch.from_numpy(near).to(scores.device)]  # (n_rows, n, CHUNK)
-    values = torch.cat([found.flatten(1), scores[:, whole:]], dim=1).cpu().numpy()
-    places = _largest(values, n)
-    chunk = np.take_along_axis(near, np.minimum(places // CHUNK, n - 1), axis=1)
-    past = places - n * CHUNK  # of the items after the last whole chunk
-    items = np.where(past < 0, chunk * CHUNK + places % CHUNK, whole + past)
-    return items, np.take_along_axis(values, places, axis=1)
-
-
-def _largest(values: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.int64]:
-    """Columns of the n largest of each row, (n_rows × n) int64, ascending; of equals, the first."""
-    n_rows, n_columns = values.shape
-    if n == n_columns:
-        return np.tile(np.arange(n), (n_rows, 1))
-    last = np.partition(values, -n, axis=1)[:, -n, None]
-    listed = values >= last
-    found = np.flatnonzero(listed)
-    if len(found) > n_rows * n:  # in some rows, more than n: several tie for the last place
-        tied = np.flatnonzero(np.count_nonzero(listed, axis=1) > n)
-        above, ties = values[tied] > last[tied], values[tied] == last[tied]
-        left = n - np.count_nonzero(above, axis=1)
-        listed[tied] = above | (ties & (np.cumsum(ties, axis=1) <= left[:, None]))
-        found = np.flatnonzero(listed)
-    columns: npt.NDArray[np.int64] = found.reshape(n_rows, n) % n_columns
-    return columns

@@ -26,7 +26,7 @@ def multiply(history: sp.csr_matrix, weights: Rows, out: Floats) -> None:
         out: (n × n_items) float32.
     """
     left = Rows.of(history)
-    _by_rows(lambda first, last: _multiply(first, last, left, weights, out), len(out))
+    by_rows(lambda first, last: _multiply(first, last, left, weights, out), len(out))
 
 
 def add_scaled(history: sp.csr_matrix, weights: Rows, gate: Floats, out: Floats) -> None:
@@ -39,7 +39,7 @@ def add_scaled(history: sp.csr_matrix, weights: Rows, gate: Floats, out: Floats)
         out: (n × n_items) float32.
     """
     left = Rows.of(history)
-    _by_rows(lambda first, last: _add_scaled(first, last, left, weights, gate, out), len(out))
+    by_rows(lambda first, last: _add_scaled(first, last, left, weights, gate, out), len(out))
 
 
 def at_least(matrix: Floats, least: Floats) -> sp.csr_matrix:
@@ -53,10 +53,10 @@ def at_least(matrix: Floats, least: Floats) -> sp.csr_matrix:
         (n_rows × n_columns) float32 CSR.
     """
     counts = np.zeros(len(matrix) + 1, np.int64)
-    _by_rows(lambda first, last: _count(first, last, matrix, least, counts), len(matrix))
+    by_rows(lambda first, last: _count(first, last, matrix, least, counts), len(matrix))
     starts = np.cumsum(counts)
     found = np.empty(starts[-1], np.float32), np.empty(starts[-1], np.int32)
-    _by_rows(lambda first, last: _gather(first, last, matrix, least, starts, *found), len(matrix))
+    by_rows(lambda first, last: _gather(first, last, matrix, least, starts, *found), len(matrix))
     return sp.csr_matrix((*found, starts), matrix.shape)
 
 
@@ -97,8 +97,8 @@ def inner_products(matrix: Rows, items: Ints, target: int, n_columns: int) -> Fl
     return out
 
 
-def _by_rows(work: Callable[[int, int], None], n_rows: int) -> None:
-    """Does the work on a part of the rows in each thread."""
+def by_rows(work: Callable[[int, int], None], n_rows: int) -> None:
+    """Do the work, given the first row and the end, on a part of the rows in each thread."""
     threads = min(torch.get_num_threads(), n_rows)
     if threads <= 1:
         work(0, n_rows)

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kgrank.errors import StoreError
-from kgrank.files import check_new, new_folder, replacing
+from kgrank.errors import ConfigError, StoreError
+from kgrank.files import check_new, check_new_file, new_folder, replacing
 from kgrank.kg.exchange import from_networkx, from_pyg, to_networkx, to_pyg
 from kgrank.kg.graph import KnowledgeGraph
 
@@ -26,9 +26,20 @@ _LINKS: dict[str, Any] = {"name": "node", "edges": "edges"}
 
 
 def save_networkx(graph: KnowledgeGraph, path: Path) -> None:
-    """Write the graph as node-link JSON, whole or not at all."""
+    """Write the graph as node-link JSON, whole or not at all.
+
+    Raises:
+        ConfigError: the file's name does not end in .json, by which it is known when it is read;
+            or there is something of this name.
+    """
     import networkx
 
+    if path.suffix != ".json":
+        raise ConfigError(
+            f"{path}: found a name that does not end in .json; allowed: one that does, since the "
+            f"file is known by it when it is read. Name it {path.name}.json."
+        )
+    check_new_file(path)  # before the work
     data = networkx.node_link_data(to_networkx(graph), **_LINKS)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:

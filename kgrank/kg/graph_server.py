@@ -2,12 +2,15 @@
 
     (:User {id, name})  (:Item {id, name})  (:Entity {id, name, type})
     (head)-[:`relation` {weight, time, behaviour}]->(tail)       time: seconds UTC, 0 = none
+    (:User)-[:RECOMMENDED {score, rank, kgrank_model}]->(:Item)  lists, where they were asked for
 
-Every node also has `kgrank_part` and `kgrank_hash`. One `:KgrankGraph` says which graph it is, and
-one `:KgrankPart` for each part (`kgrank.kg.parts`) has the hash of what that part holds. A part is
-written in one transaction, its hash with it; so an export that was cut short is gone on with by
-running it again, and one that differs in little writes little. The three labels belong to the
-export: what others relate by them is removed when the part is written next.
+Every node also has `kgrank_part`, `kgrank_hash` (of itself) and `kgrank_edges` (a hash of the edges
+that leave it). One `:KgrankGraph` says which graph it is, and one `:KgrankPart` for each part
+(`kgrank.kg.parts`) has the hash of what that part holds. A part is written in one transaction, its
+hashes with it; so an export that was cut short is gone on with by running it again, and one that
+differs in little reads and writes little. The three labels belong to the export: what others relate
+by them is removed when the edges of that node change. A relationship that has `kgrank_model` is a
+place in a model's list: no part of the graph, and never read as one.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from kgrank.errors import DataError, StoreError
 from kgrank.kg.bolt import Server
 from kgrank.kg.building import Edges
 from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.node_scores import MODEL_PROPERTY
 from kgrank.kg.parts import KINDS
 from kgrank.kg.storage import nodes_of_columns
 from kgrank.kg.vocabulary import Nodes
@@ -33,8 +37,8 @@ from kgrank.progress import Progress, silent
 
 T = TypeVar("T")
 
-FORMAT = 1
-"""The number of the layout."""
+FORMAT = 2
+"""The layout that is written. Nodes of layout 1, which is read too, had no `kgrank_edges`."""
 _CONNECTIONS = 2  # that read at a time: while one waits, another unpacks
 
 
@@ -106,9 +110,9 @@ def read_mark(server: Server) -> dict[str, Any] | None:
     if not rows:
         return None
     mark: dict[str, Any] = rows[0][0]
-    if mark.get("format") != FORMAT:
+    if mark.get("format") not in (1, FORMAT):
         mend = "Use the kgrank that wrote it, or empty the database"
-        found, allowed = f"a graph of format {mark.get('format')!r}", f"format {FORMAT}"
+        found, allowed = f"a graph of format {mark.get('format')!r}", f"1 to {FORMAT}"
         raise refusal(server, found, allowed, mend)
     return mark
 
@@ -116,14 +120,16 @@ def read_mark(server: Server) -> dict[str, Any] | None:
 _READ_NODES = (
     "MATCH (n:{label} {{kgrank_part: $part}}) RETURN collect(n.id), {type}, collect(n.name)"
 )
-EDGES_OF_PART = """
-MATCH (h:{label} {{kgrank_part: $part}})-[r]->(t)
+_EDGES = f"""
+WHERE r.{MODEL_PROPERTY} IS NULL
 WITH h, r, t, CASE WHEN t:User THEN 'User' WHEN t:Item THEN 'Item' WHEN t:Entity THEN 'Entity'
     END AS kind
 WHERE kind IS NOT NULL
 RETURN type(r), r.behaviour, kind, collect(h.id), collect(t.id),
     collect(coalesce(r.weight, 'none')), collect(coalesce(r.time, 'none'))
 """
+_EDGES_OF_PART = "MATCH (h:{label} {{kgrank_part: $part}})-[r]->(t)" + _EDGES
+EDGES_OF_NODES = "UNWIND $ids AS id MATCH (h:{label} {{id: id}})-[r]->(t)" + _EDGES
 # a list of each property, for a row an edge would take the driver far longer
 
 
@@ -139,10 +145,10 @@ def _read_nodes(server: Server, part: int) -> list[tuple[list[str], list[str], l
 
 
 def _read_edges(server: Server, heads: Sequence[str], part: int) -> list[list[Any]]:
-    """The edges of a part: label of the head, then a row of `EDGES_OF_PART`."""
+    """The edges of a part: label of the head, then a row of `_EDGES`."""
     rows = []
     for label in heads:
-        for row in server.read(EDGES_OF_PART.format(label=label), part=part):
+        for row in server.read(_EDGES_OF_PART.format(label=label), part=part):
             rows.append([label, *row])
     return rows
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,9 @@ from kgrank.errors import DataError, Fault
 from kgrank.kg.bolt import Server, quoted
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.graph_server import FORMAT, read_mark, refusal
+from kgrank.kg.node_scores import NodeScores
 from kgrank.kg.node_vectors import NodeVectors, hashes
-from kgrank.kg.part_writing import UNKNOWN, PartWriter
+from kgrank.kg.part_writing import EDGES_PROPERTY, UNKNOWN, PartWriter
 from kgrank.kg.parts import KINDS, Parts
 from kgrank.progress import Progress, silent
 
@@ -47,8 +48,11 @@ class Written:
         fingerprint: `KnowledgeGraph.fingerprint` of what is there now.
         nodes_written, nodes_removed: nodes made or changed, and taken out.
         edges_written, edges_removed: edges made and taken out.
-        parts, parts_written: how many parts there are, of nodes and of edges; how many differed.
+        parts, parts_written: how many parts there are, of nodes, of edges and, where there are
+            any, of scores; how many differed.
         vectors: property → how many nodes have it.
+        scores: how many places of lists there are now.
+        scores_written, scores_removed: places of lists made and taken out.
     """
 
     generation: int = 0
@@ -60,12 +64,16 @@ class Written:
     parts: int = 0
     parts_written: int = 0
     vectors: dict[str, int] = field(default_factory=dict)
+    scores: int = 0
+    scores_written: int = 0
+    scores_removed: int = 0
 
 
 def write_graph(
     graph: KnowledgeGraph,
     server: Server,
     vectors: NodeVectors | None = None,
+    scores: NodeScores | None = None,
     progress: Progress = silent,
 ) -> Written:
     """Let the server hold exactly this graph.
@@ -74,6 +82,7 @@ def write_graph(
         graph: what is written.
         server: an open connection.
         vectors: what else the nodes get; properties written before and not given now are removed.
+        scores: lists that users get, made for this very graph; those written before go.
         progress: called with (stage, done, total).
 
     Raises:
@@ -89,8 +98,14 @@ def write_graph(
             if len(id_) * 4 > MAX_ID_BYTES and (n := len(id_.encode())) > MAX_ID_BYTES:
                 raise DataError([_too_long(id_, n)])
     vectors = vectors or NodeVectors({})
-    mark, said = read_mark(server), vectors.fingerprint()
-    done = Written(fingerprint=graph.fingerprint())
+    scores = scores or NodeScores.none()
+    mark = read_mark(server)
+    done = Written(fingerprint=graph.fingerprint(), scores=len(scores))
+    said = {
+        "fingerprint": done.fingerprint,
+        "vectors_hash": vectors.fingerprint(),
+        "scores_hash": scores.fingerprint(graph),
+    }
     rows = max(len(graph.nodes), graph.n_edges)
     n = max(MIN_PARTS, -(-rows // PART_ROWS))
     if mark is None:
@@ -103,16 +118,17 @@ def write_graph(
         n = int(mark["parts"])
     of_nodes = vectors.of_nodes(graph)
     done.vectors = {name: int((rows >= 0).sum()) for name, (rows, _) in of_nodes.items()}
-    done.parts = 2 * n
-    if mark and (mark["fingerprint"], mark["vectors_hash"]) == (done.fingerprint, said):
+    done.parts = (3 if len(scores) else 2) * n
+    if mark and said == {name: mark.get(name, "") for name in said}:
         done.generation = int(mark["generation"])
         return done
-    parts = Parts(graph, n, hashes(of_nodes, len(graph.nodes)))
+    parts = Parts(graph, n, hashes(of_nodes, len(graph.nodes)), scores)
     before = json.loads(mark["vectors"]) if mark else []
     writing = _Writing(server, parts, of_nodes, list(dict.fromkeys([*before, *of_nodes])), done)
     writing.begin()
     writing.stage("nodes", progress)
     writing.stage("edges", progress)
+    writing.stage("scores", progress)
     writing.finish(said)
     return done
 
@@ -160,6 +176,11 @@ def _clear(server: Server, parts: int, progress: Progress) -> None:
 
 
 def _remove_part(tx: neo4j.ManagedTransaction, label: str, part: int) -> None:
+    tx.run(
+        f"MATCH (n:{label} {{kgrank_part: $part}})<-[]-(h) WHERE h.kgrank_part IS NOT NULL "
+        f"SET h.{EDGES_PROPERTY} = null",  # should the clearing be cut short
+        part=part,
+    ).consume()
     tx.run(f"MATCH (n:{label} {{kgrank_part: $part}}) DETACH DELETE n", part=part).consume()
 
 
@@ -194,6 +215,7 @@ class _Writing:
             "heads": json.dumps([KINDS[head] for head in heads]),
             "vectors": json.dumps(self.properties),
             "vectors_hash": "",
+            "scores_hash": "",
         }
         told = ", ".join(f"g.{name} = ${name}" for name in about)
         query = (
@@ -202,18 +224,17 @@ class _Writing:
         )
         self.server.write(lambda tx: tx.run(query, about).consume())
 
-    def finish(self, said: str) -> None:
-        """Say that the graph is whole."""
+    def finish(self, said: Mapping[str, str]) -> None:
+        """Say that all is whole, and what it is."""
 
         def work(tx: neo4j.ManagedTransaction) -> int:
             mark = self._own(tx)
             if mark["fingerprint"]:  # done already, and the answer was lost
                 return int(mark["generation"])
             about = {
-                "fingerprint": self.done.fingerprint,
+                **said,
                 "generation": int(mark["generation"]) + 1,
                 "vectors": json.dumps(list(self.vectors)),
-                "vectors_hash": said,
             }
             told = ", ".join(f"g.{name} = ${name}" for name in about)
             tx.run(f"MATCH (g:KgrankGraph {{id: 'graph'}}) SET {told}", about).consume()
@@ -222,15 +243,21 @@ class _Writing:
         self.done.generation = self.server.write(work)
 
     def stage(self, name: str, progress: Progress) -> None:
-        """Write the parts of the nodes, or of the edges, that differ from the server's."""
+        """Write the parts of the nodes, the edges or the scores that differ from the server's."""
         known = dict(self.server.read("MATCH (p:KgrankPart) RETURN p.id, p.hash"))
         n = self.parts.n
+        hash_of = {
+            "nodes": self.parts.node_hash,
+            "edges": self.parts.edge_hash,
+            "scores": self.parts.score_hash,
+        }[name]
         for part in range(n):
             progress(name, part, n)
             key = f"{name}-{part}"
-            hash_ = (self.parts.node_hash if name == "nodes" else self.parts.edge_hash)(part)
+            hash_ = hash_of(part)
             if known.get(key, "") != hash_:
-                counts = self.server.write(partial(self._part, key=key, hash_=hash_, part=part))
+                work = partial(self._part, name=name, part=part, hash_=hash_)
+                counts = self.server.write(work)
                 self.done.parts_written += 1
                 for what, count in counts.items():
                     setattr(self.done, what, getattr(self.done, what) + count)
@@ -245,13 +272,18 @@ class _Writing:
             raise refusal(self.server, "another export that began later", "one at a time", mend)
         return mark
 
-    def _part(self, tx: neo4j.ManagedTransaction, key: str, hash_: str, part: int) -> Counter[str]:
+    def _part(self, tx: neo4j.ManagedTransaction, name: str, part: int, hash_: str) -> Counter[str]:
         """Write one part and its hash; nothing if it is written already."""
         self._own(tx)
+        key = f"{name}-{part}"
         record = tx.run("MATCH (p:KgrankPart {id: $key}) RETURN p.hash", key=key).single()
         if record is not None and record[0] == hash_:
             return Counter()
-        write = self.of_parts.nodes if key.startswith("nodes") else self.of_parts.edges
+        write = {
+            "nodes": self.of_parts.nodes,
+            "edges": self.of_parts.edges,
+            "scores": self.of_parts.scores,
+        }[name]
         counts = write(tx, part, record is None)
         tx.run("MERGE (p:KgrankPart {id: $key}) SET p.hash = $hash", key=key, hash=hash_).consume()
         return counts

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from kgrank.kg.bolt import Server, quoted
 from kgrank.kg.building import Edges
-from kgrank.kg.graph_server import EDGES_OF_PART, refusal
+from kgrank.kg.graph_server import EDGES_OF_NODES, refusal
+from kgrank.kg.node_scores import MODEL_PROPERTY, RECOMMENDED
 from kgrank.kg.parts import KINDS, Parts
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 MESSAGE_BYTES, MESSAGE_ROWS = 4 << 20, 2_000
 """What is sent at once, about; Neo4j and its like bound messages."""
+EDGES_PROPERTY = "kgrank_edges"
+"""Of a node: the hash of the edges that leave it."""
 UNKNOWN = "?"
 """The hash of a part that the writing of another one has changed."""
 
@@ -71,6 +74,7 @@ class PartWriter:
             other = [n for id_, n in wanted.items() if there.get(id_, contents[n]) != contents[n]]
             properties = ["name", "kgrank_hash", *(["type"] if label == "Entity" else [])]
             fresh = ", ".join(f"{p}: row.{p}" for p in ["id", "kgrank_part", *properties])
+            fresh += f", {EDGES_PROPERTY}: 0"
             vectors = "".join(f", {p}: row.{p}" for p in self.vectors)
             create = f"UNWIND $rows AS row CREATE (n:{label} {{{fresh}{vectors}}}) RETURN count(*)"
             told = ", ".join(f"n.{p} = row.{p}" for p in [*properties, *self.properties])
@@ -102,15 +106,23 @@ class PartWriter:
         return row, size
 
     def edges(self, tx: neo4j.ManagedTransaction, part: int, empty: bool) -> Counter[str]:
-        """Write the edges of a part, as `nodes` does it; their nodes have to be there."""
+        """Write the edges of a part, as `nodes` does it; their nodes have to be there.
+
+        Only the edges of heads whose hash differs from the one at the node are looked at.
+        """
         counts: Counter[str] = Counter()
         edges = self.parts.edges(part)
+        heads = self._other_heads(tx, part)
         if not empty:
-            edges, stale = self._difference(edges, _facts(tx, part))
+            changed = np.zeros(len(self.parts.ids), dtype=bool)
+            changed[heads] = True
+            edges = edges.take(np.flatnonzero(changed[edges.heads]))
+            edges, stale = self._difference(edges, self._facts(tx, heads))
             for (head, relation, tail), ends in stale.items():
                 query = (
                     f"UNWIND $rows AS row MATCH (h:{head} {{id: row[0]}})"
-                    f"-[r:{quoted(relation)}]->(t:{tail} {{id: row[1]}}) DELETE r RETURN count(*)"
+                    f"-[r:{quoted(relation)}]->(t:{tail} {{id: row[1]}}) "
+                    f"WHERE r.{MODEL_PROPERTY} IS NULL DELETE r RETURN count(*)"
                 )
                 sized = ((list(pair), 4 * (len(pair[0]) + len(pair[1]))) for pair in ends)
                 counts["edges_removed"] += self._send(tx, query, sized, exact=False)
@@ -125,20 +137,91 @@ class PartWriter:
                 "behaviour: $behaviour}]->(t) RETURN count(*)"
             )
             behaviour = bool(graph.behaviours[relation])
-            rows = self._rows(edges.take(np.flatnonzero(chosen)))
+            some = edges.take(np.flatnonzero(chosen))
+            rows = self._rows(some.heads, some.tails, some.weights.tolist(), some.times.tolist())
             counts["edges_written"] += self._send(tx, query, rows, behaviour=behaviour)
+        for kind, label in enumerate(KINDS):
+            of_kind = heads[kinds[heads] == kind]
+            query = (
+                f"UNWIND $rows AS row MATCH (h:{label} {{id: row.id}}) "
+                f"SET h.{EDGES_PROPERTY} = row.hash RETURN count(*)"
+            )
+            hashes = self.parts.edges_of_heads.view(np.int64)[of_kind].tolist()
+            told = zip((self.parts.ids[head] for head in of_kind.tolist()), hashes, strict=True)
+            self._send(tx, query, (({"id": i, "hash": h}, 32 + 4 * len(i)) for i, h in told))
         return counts
 
-    def _rows(self, edges: Edges) -> Iterator[tuple[list[Any], int]]:
-        """The edges by head, and about how many bytes each head's are."""
+    def _other_heads(self, tx: neo4j.ManagedTransaction, part: int) -> NDArray[np.int64]:
+        """(n,) int64: the nodes of a part whose edges are others than the server says, or may be.
+
+        A node just made has the hash 0, that of no edges; one whose edges another part's writing
+        has removed has none.
+        """
+        nodes = self.parts.nodes(part)
+        wanted = self.parts.edges_of_heads.view(np.int64)
+        found = []
+        for kind, label in enumerate(KINDS):
+            own = nodes[self.parts.kinds[nodes] == kind].tolist()
+            there = _ids_and_hashes(tx, label, part, EDGES_PROPERTY) if own else {}
+            found += [n for n in own if there.get(self.parts.ids[n], "") != int(wanted[n])]
+        return np.array(found, dtype=np.int64)
+
+    def _facts(
+        self, tx: neo4j.ManagedTransaction, heads: NDArray[np.int64]
+    ) -> dict[Link, dict[tuple[str, str], list[Fact]]]:
+        """The edges of some nodes as the server has them."""
+        found: dict[Link, dict[tuple[str, str], list[Fact]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        for kind, label in enumerate(KINDS):
+            ids = [self.parts.ids[head] for head in heads[self.parts.kinds[heads] == kind].tolist()]
+            for batch in _batches((id_, 4 * len(id_)) for id_ in ids):
+                for relation, behaviour, tail, *columns in tx.run(
+                    EDGES_OF_NODES.format(label=label), ids=batch
+                ):
+                    of_link = found[label, relation, tail]
+                    for head, end, weight, time in zip(*columns, strict=True):
+                        of_link[head, end].append((bool(behaviour), time, weight))
+        return found
+
+    def scores(self, tx: neo4j.ManagedTransaction, part: int, empty: bool) -> Counter[str]:
+        """Write the lists of a part's users in the place of those that are there."""
+        counts: Counter[str] = Counter()
+        if not empty:
+            query = (
+                f"MATCH (h:User {{kgrank_part: $part}})-[r:{RECOMMENDED}]->() "
+                f"WHERE r.{MODEL_PROPERTY} IS NOT NULL DELETE r RETURN count(*)"
+            )
+            counts["scores_removed"] = int(tx.run(query, part=part).single(strict=True)[0])
+        scores = self.parts.scores(part)
+        query = (
+            "UNWIND $rows AS row MATCH (h:User {id: row[0]}) "
+            "UNWIND row[1] AS e MATCH (t:Item {id: e[0]}) "
+            f"CREATE (h)-[:{RECOMMENDED} {{score: e[1], rank: e[2], {MODEL_PROPERTY}: $model}}]->"
+            "(t) RETURN count(*)"
+        )
+        rows = self._rows(scores.users, scores.items, scores.scores.tolist(), scores.ranks.tolist())
+        counts["scores_written"] = self._send(tx, query, rows, model=scores.model)
+        return counts
+
+    def _rows(
+        self, heads: NDArray[np.int32], tails: NDArray[np.int32], *about: list[Any]
+    ) -> Iterator[tuple[list[Any], int]]:
+        """Head, then [tail, …] of each of its edges; and about how many bytes that is.
+
+        Args:
+            heads, tails: (n,) int32: nodes; the edges of a head stand together.
+            about: (n,) each: what else is said of an edge.
+        """
         ids = self.parts.ids
-        starts = np.flatnonzero(np.diff(edges.heads, prepend=-1, append=-1))
-        tails, weights, times = (a.tolist() for a in (edges.tails, edges.weights, edges.times))
+        starts = np.flatnonzero(np.diff(heads, prepend=-1, append=-1))
+        ends = [ids[tail] for tail in tails.tolist()]
         for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            head = ids[edges.heads[start]]
+            head = ids[heads[start]]
             for first in range(start, end, 500):
-                some = range(first, min(first + 500, end))
-                of_head = [[ids[tails[e]], weights[e], times[e]] for e in some]
+                some = slice(first, min(first + 500, end))
+                columns = [ends[some], *(column[some] for column in about)]
+                of_head = [list(edge) for edge in zip(*columns, strict=True)]
                 yield [head, of_head], 4 * len(head) + sum(20 + 4 * len(e[0]) for e in of_head)
 
     def _send(
@@ -208,41 +291,32 @@ def _batches(rows: Iterator[tuple[Any, int]]) -> Iterator[list[Any]]:
         yield batch
 
 
-def _ids_and_hashes(tx: neo4j.ManagedTransaction, label: str, part: int) -> dict[str, int]:
+def _ids_and_hashes(
+    tx: neo4j.ManagedTransaction, label: str, part: int, name: str = "kgrank_hash"
+) -> dict[str, int | str]:
+    """Id → the property of that name, a hash; "" where a node has none."""
     query = (
         f"MATCH (n:{label} {{kgrank_part: $part}}) "
-        "RETURN collect(n.id), collect(coalesce(n.kgrank_hash, 0))"
+        f"RETURN collect(n.id), collect(coalesce(n.{name}, ''))"
     )
     ids, found = tx.run(query, part=part).single(strict=True)
     return dict(zip(ids, found, strict=True))
 
 
 def _remove(tx: neo4j.ManagedTransaction, label: str, ids: list[str]) -> None:
-    """Remove nodes with their edges, and forget the hashes of the parts that those belong to."""
+    """Remove nodes with their edges; forget the hashes of the heads and parts that those are of."""
     if not ids:
         return
     node = f"UNWIND $ids AS id MATCH (n:{label} {{id: id}})"
-    heads = f"{node}<-[]-(h) WHERE h.kgrank_part IS NOT NULL RETURN DISTINCT h.kgrank_part"
+    heads = (
+        f"{node}<-[]-(h) WHERE h.kgrank_part IS NOT NULL "
+        f"SET h.{EDGES_PROPERTY} = null RETURN DISTINCT h.kgrank_part"
+    )
     parts = {record[0] for record in tx.run(heads, ids=ids)}
     parts |= {record[0] for record in tx.run(f"{node} RETURN DISTINCT n.kgrank_part", ids=ids)}
     tx.run(
         "UNWIND $keys AS key MATCH (p:KgrankPart {id: key}) SET p.hash = $hash",
-        keys=[f"edges-{part}" for part in sorted(parts)],
+        keys=[f"{of}-{part}" for of in ("edges", "scores") for part in sorted(parts)],
         hash=UNKNOWN,
     ).consume()
     tx.run(f"{node} DETACH DELETE n", ids=ids).consume()
-
-
-def _facts(
-    tx: neo4j.ManagedTransaction, part: int
-) -> dict[Link, dict[tuple[str, str], list[Fact]]]:
-    """The edges of a part as the server has them."""
-    found: dict[Link, dict[tuple[str, str], list[Fact]]] = defaultdict(lambda: defaultdict(list))
-    for label in KINDS:
-        for relation, behaviour, tail, *columns in tx.run(
-            EDGES_OF_PART.format(label=label), part=part
-        ):
-            of_link = found[label, relation, tail]
-            for head, end, weight, time in zip(*columns, strict=True):
-                of_link[head, end].append((bool(behaviour), time, weight))
-    return found

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kgrank.kg.building import Edges
 from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.node_scores import NodeScores
 from kgrank.kg.vocabulary import ITEM
 
 KINDS = ("User", "Item", "Entity")
@@ -28,13 +29,15 @@ class Parts:
 
     Attributes:
         graph: what is cut.
-        n: how many parts there are, of nodes and of edges each.
+        n: how many parts there are, of nodes, of edges and of scores each.
         said: (n_nodes,) uint64: a hash of what else is written of each node, such as a vector.
+        scored: the lists that users get.
     """
 
     graph: KnowledgeGraph
     n: int
     said: NDArray[np.uint64]
+    scored: NodeScores
 
     @cached_property
     def ids(self) -> list[str]:
@@ -81,6 +84,10 @@ class Parts:
         return _grouped(self.of_nodes[self._list.heads], self.n)
 
     @cached_property
+    def _scores(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return _grouped(self.of_nodes[self.scored.users], self.n)
+
+    @cached_property
     def _list(self) -> Edges:
         return self.graph.edge_list()
 
@@ -99,6 +106,27 @@ class Parts:
         order, starts = self._edges
         return self._list.take(order[starts[part] : starts[part + 1]])
 
+    @cached_property
+    def edges_of_heads(self) -> NDArray[np.uint64]:
+        """(n_nodes,) uint64: a hash of the edges that leave each node, 0 where there are none."""
+        edges = self._list
+        # a sum, so that order does not matter and an edge that comes twice counts twice
+        mixed = self.keys[edges.tails]
+        for column in (
+            self._relations[edges.relations],
+            edges.times.astype(np.uint64),
+            edges.weights.view(np.uint32).astype(np.uint64),
+        ):
+            mixed = _mixed(mixed ^ column)
+        out = np.zeros(len(self.keys), dtype=np.uint64)
+        np.add.at(out, edges.heads, mixed)
+        return out
+
+    def scores(self, part: int) -> NodeScores:
+        """The lists of the users of a part."""
+        order, starts = self._scores
+        return self.scored.take(order[starts[part] : starts[part + 1]])
+
     def node_hash(self, part: int) -> str:
         """The hash of the nodes of a part, "" where there are none."""
         nodes = self.nodes(part)
@@ -115,11 +143,34 @@ class Parts:
             edges.weights.view(np.uint32).astype(np.uint64),
         )
 
+    def score_hash(self, part: int) -> str:
+        """The hash of the lists of a part and of whose they are, "" where there are none."""
+        scores = self.scores(part)
+        model = _hashes([self.scored.model])
+        return _hash_of_rows(
+            self.keys[scores.users],
+            self.keys[scores.items],
+            scores.scores.view(np.uint32).astype(np.uint64),
+            scores.ranks.astype(np.uint64),
+            np.broadcast_to(model, len(scores)),
+        )
+
 
 def _hashes(texts: Any) -> NDArray[np.uint64]:
     """(n,) uint64: the first 8 bytes of the BLAKE2b of each text."""
     digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014), which mixes all bits.
+
+    A constant is added first, so that 0 does not stay 0.
+    """
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def _grouped(parts: NDArray[np.int32], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -5,15 +5,16 @@ The defaults are the labels and properties that `kgrank graph export` writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.kg.bolt import Address, Server, quoted
 from kgrank.kg.graph_server import read_mark, refusal
+from kgrank.kg.node_scores import MODEL_PROPERTY
 from kgrank.kg.parts import KINDS
-from kgrank.kg.reading import RawTable, read_values
+from kgrank.kg.reading import COLUMNS, RawTable, read_values
 from kgrank.kg.tables import Tables, checked_tables
 from kgrank.kg.validation import REQUIRED, check
 from kgrank.progress import Progress, silent
@@ -63,8 +64,16 @@ class Neo4jSettings(Section):
     attributes: tuple[str, ...] = ()
 
 
-def read_server_tables(settings: Neo4jSettings, progress: Progress = silent) -> Tables:
+def read_server_tables(
+    settings: Neo4jSettings, event_columns: Sequence[str] = (), progress: Progress = silent
+) -> Tables:
     """The tables that a server's nodes and relationships make.
+
+    Args:
+        settings: where the server is, and what in it means what.
+        event_columns: further properties of events to keep as columns where they are there, such
+            as a review.
+        progress: called with (stage, done, total).
 
     Raises:
         ConfigError: no server is named, or nothing there is an event by these settings.
@@ -80,14 +89,21 @@ def read_server_tables(settings: Neo4jSettings, progress: Progress = silent) -> 
         if mark is not None and not mark["fingerprint"]:
             mend = "Run the export again: it goes on where it stopped"
             raise refusal(server, "a graph that is not wholly written", "a whole one", mend)
-        return _Reading(server, settings, progress).tables()
+        return _Reading(server, settings, event_columns, progress).tables()
 
 
 class _Reading:
     """One reading of a server."""
 
-    def __init__(self, server: Server, settings: Neo4jSettings, progress: Progress) -> None:
+    def __init__(
+        self,
+        server: Server,
+        settings: Neo4jSettings,
+        event_columns: Sequence[str],
+        progress: Progress,
+    ) -> None:
         self.server, self.settings, self.progress = server, settings, progress
+        self.also = [name for name in event_columns if name not in COLUMNS["events"]]
         self.faults: list[Fault] = []
 
     def tables(self) -> Tables:
@@ -115,7 +131,7 @@ class _Reading:
             raise DataError([*self.faults, *faults])
         # in an order that is not the server's
         ordered = {n: f.sort_values(list(f.columns), ignore_index=True) for n, f in frames.items()}
-        return checked_tables(ordered)
+        return checked_tables(ordered, event_columns=self.also)
 
     def _labels(self) -> dict[str, str]:
         """Label → the property that is the id."""
@@ -169,7 +185,7 @@ class _Reading:
         """Events and triples."""
         settings = self.settings
         events: dict[str, list[Any]] = {
-            name: [] for name in ("user_id", "item_id", "event", "timestamp", "value")
+            name: [] for name in ("user_id", "item_id", "event", "timestamp", "value", *self.also)
         }
         triples: dict[str, list[Any]] = {n: [] for n in ("head", "relation", "tail", "weight")}
         others: set[str] = set()  # types from users to items that are no events
@@ -178,22 +194,23 @@ class _Reading:
         for place, (head, tail) in enumerate(pairs):
             self.progress("server", place, len(pairs))
             between = (head, tail) == (settings.user_label, settings.item_label)
+            also = [f", r.{quoted(name)} AS also{n}" for n, name in enumerate(self.also)]
             heads, types, tails, *about = self.server.columns(
                 f"MATCH (h:{quoted(head)})-[r]->(t:{quoted(tail)}) "
-                "WHERE $types IS NULL OR type(r) IN $types "
+                f"WHERE r.{MODEL_PROPERTY} IS NULL AND ($types IS NULL OR type(r) IN $types) "
                 f"RETURN h.{quoted(labels[head])} AS h, type(r) AS type, "
                 f"t.{quoted(labels[tail])} AS t, r.{quoted(settings.time)} AS time, "
                 f"r.{quoted(settings.value)} AS value, r.{quoted(settings.weight)} AS weight, "
-                "r.behaviour AS behaviour",
-                7,
+                f"r.behaviour AS behaviour{''.join(also)}",
+                7 + len(also),
                 types=[*settings.events, *settings.relations] if known else None,
             )
-            for h, type_, t, time, value, weight, marked in zip(
+            for h, type_, t, time, value, weight, marked, *rest in zip(
                 heads, types, tails, *about, strict=True
             ):
                 is_event = type_ in settings.events if settings.events else marked is True
                 if between and is_event:
-                    row = (h, t, type_, _moment(time), value)
+                    row = (h, t, type_, _moment(time), value, *map(_plain, rest))
                     for column, cell in zip(events.values(), row, strict=True):
                         column.append(cell)
                 elif type_ in settings.relations or (

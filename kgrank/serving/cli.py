@@ -249,6 +249,9 @@ def evaluate(
         bool, typer.Option("--explanations", help="Measure the reasons instead of the lists.")
     ] = False,
     sample: Annotated[int, typer.Option(min=1, help="Users whose reasons are measured.")] = 200,
+    seeds: Annotated[
+        int, typer.Option(min=0, help="Fits with other seeds that the reasons are compared with.")
+    ] = 0,
     task: TaskOption = "rank",
     as_json: Json = False,
 ) -> None:
@@ -256,8 +259,10 @@ def evaluate(
     if explanations and task != "rank":
         message = "--explanations measures the reasons of rank only; leave --task out."
         raise typer.BadParameter(message, param_hint="--task")
+    if seeds and not explanations:
+        raise typer.BadParameter("goes with --explanations.", param_hint="--seeds")
     if explanations:
-        measure_reasons(bundle, sample, as_json)
+        measure_reasons(bundle, sample, seeds, source, as_json)
         return
     with faults_told(as_json), progress_on_stderr() as progress:
         from kgrank.serving.bundle import Bundle

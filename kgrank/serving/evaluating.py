@@ -18,8 +18,9 @@ from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.fusion.evidence import SPLITS, Evidence, numbered
 from kgrank.fusion.history import REFUSED, Decay, Histories, Spans
 from kgrank.fusion.item_item import Ridge
+from kgrank.fusion.lists import top_n
 from kgrank.fusion.metrics import ListMetrics, list_metrics, paired_bootstrap
-from kgrank.fusion.model import FusedModel, Head, exclude, only, top_n
+from kgrank.fusion.model import FusedModel, Head, exclude, only
 from kgrank.fusion.queries import (
     Queries,
     all_allowed,
@@ -114,7 +115,7 @@ def evaluate_bundle(
     if task != "rank":
         _check_plain({"protocol": protocol, "history": history, "graph": graph}, task)
     head = task_head(bundle, task, repeats)
-    tables = _tables(bundle, source)
+    tables = source_tables(bundle, source)
     variants = ("true", "shuffled", "none") if graph == "all" else (graph,)
     results, per_query = {}, {}
     for variant in variants:
@@ -186,7 +187,40 @@ def _check_plain(given: Mapping[str, str], task: str) -> None:
             raise ConfigError(f"{found}; allowed: {allowed[name]!r}. Leave {name} out.")
 
 
-def _tables(bundle: Bundle, source: Path | None) -> Tables:
+def refitted(
+    bundle: Bundle,
+    tables: Tables,
+    seed: int,
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Bundle:
+    """The bundle fitted again with another seed: of the sampling of queries, and of `[learn]`.
+
+    Args:
+        bundle: what is fitted again, with its settings and its split.
+        tables: those it was trained on.
+        seed: the seed of both.
+        cache: folder of text vectors.
+        progress: told of each stage.
+    """
+    config = bundle.config
+    fit, learn = (one.model_copy(update={"seed": seed}) for one in (config.fit, config.learn))
+    config = config.model_copy(update={"fit": fit, "learn": learn})
+    split = bundle.cuts.apply(tables.events)
+    return train(replace(tables, events=split), config, cache=cache, progress=progress)
+
+
+def source_tables(bundle: Bundle, source: Path | None) -> Tables:
+    """The tables that a bundle was trained on.
+
+    Args:
+        bundle: which.
+        source: where they are; where they were if None.
+
+    Raises:
+        ConfigError: they were made in memory.
+        DataError: they are at fault.
+    """
     where = source or bundle.source
     if source is None and bundle.config.neo4j.uri is not None:
         return read_source(bundle.config.neo4j.uri, bundle.config)

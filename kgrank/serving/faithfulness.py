@@ -14,6 +14,10 @@ Of sampled users the best new product is explained. Then
   with those that they stand for, and that all paths carry.
 - **stability**: the shown paths of a graph without a random 1 % of its events and facts, as
   |both| / |either| (Jaccard); weights and vectors stay. Other users count as one.
+- **stability_seeds**: the same overlap with what bundles fitted again with other seeds show for the
+  same user and product, of paths and of their edges: the mean over those bundles. Jaccard's index
+  as the likeness of what several runs picked is that of Kalousis, Prados and Hilario, "Stability of
+  feature selection algorithms", Knowledge and Information Systems 12, 2007.
 
 and the quality of the strongest path of each of the ten best products
 (`kgrank.serving.path_quality`).
@@ -21,7 +25,7 @@ and the quality of the strongest path of each of the ten best products
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -44,7 +48,7 @@ from kgrank.kg.vocabulary import USER
 from kgrank.progress import Progress, silent
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.explaining import Explainer
-from kgrank.serving.explanation import Explanation
+from kgrank.serving.explanation import Explanation, PathNode
 from kgrank.serving.path_quality import PathQuality
 from kgrank.serving.paths import Chosen, FoundPaths, PathFinder
 from kgrank.serving.recommender import Recommender
@@ -62,6 +66,7 @@ def measure_explanations(
     sample: int = 200,
     max_paths: int = 3,
     seed: int = 0,
+    refits: Sequence[Bundle] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """How faithful, complete, stable and varied the explanations of a bundle are.
@@ -71,13 +76,15 @@ def measure_explanations(
         sample: users that are drawn, of those with a history; all where they are fewer.
         max_paths: paths shown for each product.
         seed: of all that is drawn.
+        refits: the same tables fitted with other seeds (`kgrank.serving.evaluating.refitted`).
         progress: told ("explanations", users done, users).
 
     Returns:
         `users`, `max_paths`, `with_path` (part of the ten best products that have one), `drop` and
         `drop_beyond_user` ({`pairs`, `shown`, `random`, `difference`, `interval`, `beyond_noise`}),
-        `covered` ({`shown`, `together`, `all`}), `stability`, `edges` (mean of a path), `lir`,
-        `sep`, `etd`; None where nothing could be measured.
+        `covered` ({`shown`, `together`, `all`}), `stability`, `stability_seeds` ({`refits`,
+        `paths`, `edges`}; None without `refits`), `edges` (mean of a path), `lir`, `sep`, `etd`;
+        None where nothing could be measured.
 
     Raises:
         ConfigError: `sample` or `max_paths` is below 1.
@@ -94,6 +101,7 @@ def measure_explanations(
     recommender = Recommender(bundle, "cpu")
     trial = _Trial(bundle, recommender.explainer, max_paths)
     changed = Explainer(changed_bundle(bundle, CHANGED, rng), recommender.model)
+    others = [Explainer(refit, refit.model) for refit in refits]
     quality = PathQuality(bundle)
     rows: list[dict[str, float]] = []
     judged: list[tuple[int, int]] = []
@@ -111,7 +119,13 @@ def measure_explanations(
         if whys and whys[0].paths:
             row |= _covered(whys[0])
             again = next(changed.explain(user_id, item_ids[:1], max_paths=max_paths))
-            row["stability"] = _overlap(whys[0], again)
+            row["stability"] = _overlap(_paths(whys[0]), _paths(again))
+            for_others = [
+                next(other.explain(user_id, item_ids[:1], max_paths=max_paths)) for other in others
+            ]
+            for name, shown in (("paths", _paths), ("edges", _edges)):
+                found = [_overlap(shown(whys[0]), shown(why)) for why in for_others]
+                row |= {f"seeds_{name}": float(np.mean(found))} if found else {}
             row |= trial.drops(user, whys[0], rng)
             judged.append((len(rows), user))
         rows.append(row)
@@ -131,6 +145,12 @@ def measure_explanations(
         "drop_beyond_user": _drop(kept, of, "beyond"),
         "covered": {name: mean(f"covered_{name}") for name in ("shown", "together", "all")},
         "stability": mean("stability"),
+        "stability_seeds": {
+            "refits": len(refits),
+            **{name: mean(f"seeds_{name}") for name in ("paths", "edges")},
+        }
+        if refits
+        else None,
         **{name: mean(name) for name in ("edges", "lir", "sep", "etd")},
     }
 
@@ -162,13 +182,27 @@ def _covered(why: Explanation) -> dict[str, float]:
     }
 
 
-def _overlap(one: Explanation, other: Explanation) -> float:
-    """Jaccard of the shown paths; other users count as one."""
-    first, second = (
-        {tuple(("user", "") if n.type == "user" else (n.type, n.id) for n in p.nodes) for p in of}
-        for of in (one.paths, other.paths)
-    )
-    return len(first & second) / max(1, len(first | second))
+def _overlap(one: Set[Any], other: Set[Any]) -> float:
+    """Jaccard's index."""
+    return len(one & other) / max(1, len(one | other))
+
+
+def _paths(why: Explanation) -> set[Any]:
+    """The shown paths by their nodes; other users count as one."""
+    return {tuple(map(_node, path.nodes)) for path in why.paths}
+
+
+def _edges(why: Explanation) -> set[Any]:
+    """The edges of the shown paths; other users count as one."""
+    return {
+        (edge.relation, *sorted((_node(first), _node(second))))
+        for path in why.paths
+        for edge, first, second in zip(path.edges, path.nodes[:-1], path.nodes[1:], strict=True)
+    }
+
+
+def _node(node: PathNode) -> tuple[str, str]:
+    return ("user", "") if node.type == "user" else (node.type, node.id)
 
 
 def changed_bundle(bundle: Bundle, part: float, rng: np.random.Generator) -> Bundle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +13,16 @@ from kgrank.serving.options import Json, Sets, faults_told
 from kgrank.serving.printing import print_json, print_table, progress_on_stderr
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from kgrank.kg.graph import KnowledgeGraph
+    from kgrank.kg.node_scores import NodeScores
     from kgrank.kg.stats import GraphStats
     from kgrank.progress import Progress
 
 app = typer.Typer(no_args_is_help=True)
 
+USERS_AT_A_TIME = 1024
 FILES = ("networkx", "pyg", "parquet")
 
 GraphSource = Annotated[
@@ -52,6 +56,14 @@ def export(
         Path | None,
         typer.Option(file_okay=False, help="An embedding store: its vectors go to the server too."),
     ] = None,
+    scores: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="From a bundle: each user's N best go to the server too, as RECOMMENDED.",
+        ),
+    ] = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -69,10 +81,16 @@ def export(
         raise typer.BadParameter(f"--out {wrong}.", param_hint="--out")
     if vectors is not None and not is_server(to):
         raise typer.BadParameter("vectors go to a server only.", param_hint="--vectors")
+    if scores is not None and not is_server(to):
+        raise typer.BadParameter("scores go to a server only.", param_hint="--scores")
+    if scores is not None and not _is_model(Path(source)):
+        message = f"found {source!r}, which has no model; allowed: a bundle or a models folder."
+        raise typer.BadParameter(message, param_hint="--scores")
     with faults_told(as_json), progress_on_stderr() as progress:
         found = _graph(source, sets, progress)
         if out is None:
-            told = _to_server(found, to, vectors, progress)
+            lists = None if scores is None else _lists(found, Path(source), scores, progress)
+            told = _to_server(found, to, vectors, lists, progress)
         else:
             told = _to_files(found, to, out)
     if as_json:
@@ -81,8 +99,32 @@ def export(
         print_table(("what", "value"), told.items(), f"{source} → {out or told['to']}")
 
 
+def _lists(graph: KnowledgeGraph, models: Path, n: int, progress: Progress) -> NodeScores:
+    """The n best items of each user, under the bundle's rules."""
+    from kgrank.kg.node_scores import NodeScores
+    from kgrank.serving.bundle_folder import find_bundle
+    from kgrank.serving.recommender import Recommender
+
+    folder = find_bundle(models)
+    recommender = Recommender.load(folder).fixed()
+    users = recommender.bundle.users.array
+
+    def lists() -> Iterator[pd.DataFrame]:
+        for first in range(0, len(users), USERS_AT_A_TIME):
+            progress("lists", first, len(users))
+            some = users.slice(first, USERS_AT_A_TIME).to_pylist()
+            yield recommender.recommend(some, n)
+        progress("lists", len(users), len(users))
+
+    return NodeScores.of_lists(graph, folder.resolve().name, lists())
+
+
 def _to_server(
-    graph: KnowledgeGraph, to: str, vectors: Path | None, progress: Progress
+    graph: KnowledgeGraph,
+    to: str,
+    vectors: Path | None,
+    scores: NodeScores | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     from kgrank.kg.bolt import Address, Server
     from kgrank.kg.embeddings import EmbeddingStore
@@ -92,7 +134,7 @@ def _to_server(
     address = Address.parse(to)
     given = None if vectors is None else NodeVectors.of_store(EmbeddingStore.open(vectors))
     with Server(address) as server:
-        written = asdict(write_graph(graph, server, given, progress))
+        written = asdict(write_graph(graph, server, given, scores, progress))
     counts = {f"with {name}": n for name, n in written.pop("vectors").items()}
     return {"to": str(address), **_sizes(graph), **written, **counts}
 
@@ -169,6 +211,11 @@ def _sizes(graph: KnowledgeGraph) -> dict[str, int]:
     return {**counts, "entities": len(graph.entities), "edges": graph.n_edges}
 
 
+def _is_model(path: Path) -> bool:
+    """Whether a folder is a bundle or a models folder, whatever state it is in."""
+    return (path / "current").is_file() or (path / "manifest.sha256").is_file()
+
+
 def _graph(source: str, sets: Sequence[str] | None, progress: Progress) -> KnowledgeGraph:
     """The graph of a server, a bundle, an exported graph, or of tables without their test rows."""
     from kgrank.config import read_config, read_source
@@ -182,7 +229,7 @@ def _graph(source: str, sets: Sequence[str] | None, progress: Progress) -> Knowl
         with Server(Address.parse(source)) as server:
             return read_graph(server, progress)
     path = Path(source)
-    if (path / "current").is_file() or (path / "manifest.sha256").is_file():
+    if _is_model(path):
         return KnowledgeGraph.load(open_bundle(path)[0] / "graph")
     graph = load_graph(path)
     if graph is not None:

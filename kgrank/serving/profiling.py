@@ -16,8 +16,6 @@ from kgrank.serving.conditions import Attributes
 
 PRICE = "price"
 """The item attribute that price bands are of."""
-BOUGHT = "purchase"
-"""The kind of event that tells a price somebody paid; all kinds where a user has none of it."""
 
 
 @dataclass(frozen=True)
@@ -189,13 +187,12 @@ def _interests(
 
 
 def _price(bundle: Bundle, events: npt.NDArray[np.int64]) -> PriceBand | None:
-    """The prices of the items of events."""
+    """The prices of the items of events: of purchases (`tasks.purchase`), of all without any."""
     histories = bundle.histories
     if PRICE not in bundle.item_table or not len(events):
         return None
-    bought = histories.kinds[events] == (
-        histories.kind_names.index(BOUGHT) if BOUGHT in histories.kind_names else -1
-    )
+    purchases = np.isin(histories.kind_names, bundle.config.tasks.purchase)
+    bought = purchases[histories.kinds[events]]
     items = histories.items[events[bought] if bought.any() else events]
     prices = Attributes(bundle.item_table, bundle.items, "item_id").numbers(PRICE)[items]
     prices = prices[np.isfinite(prices)]

@@ -380,13 +380,14 @@ class Recommender:
         head = task_head(self.bundle, task, repeats)
         items = self.bundle.items
         numbers = None if candidates is None else items.numbers(list(candidates))
-        pick = self.ruling.pick(users, n, head, numbers)
+        at = self.ruling.moment()  # one for all that is asked of the rules
+        pick = self.ruling.pick(users, n, head, numbers, at=at)
         chosen, values = self.model.top(
             histories, spans, head, n, repeats=repeats, candidates=numbers, pick=pick
         )
         boosts = None
         if pick is not None and head in self.model.predictors:
-            boosts = self.ruling.boosts(users, chosen, n, head)
+            boosts = self.ruling.boosts(users, chosen, n, head, at)
         return self._table(names, chosen, values, head, boosts)
 
     def _table(

@@ -255,12 +255,18 @@ class Rules:
         for name, segment in segments.items() if isinstance(segments, dict) else ():
             if isinstance(segment, dict) and isinstance(segment.get("file"), str):
                 where = f"{path.name}, segment {name!r}"
-                ids: list[str] = []
+                named, both = segment.pop("file"), "ids" in segment
+                segment["ids"] = []
+                if both:
+                    faults.append(
+                        f"{where}: found both file and ids; allowed: one of them. Put all ids "
+                        "into the file, or all here."
+                    )
+                    continue
                 try:
-                    ids = _ids(path.parent, segment.pop("file"), where)
+                    segment["ids"] = _ids(path.parent, named, where)
                 except ConfigError as error:
                     faults.append(str(error))
-                segment["ids"] = [*segment.get("ids", ()), *ids]
         return cls.from_dict(plain, path.name, faults)
 
     @classmethod

@@ -30,7 +30,8 @@ import torch
 
 from kgrank.errors import ConfigError
 from kgrank.fusion.channels import DenseFeatures
-from kgrank.fusion.model import FusedModel, Head, top_n
+from kgrank.fusion.lists import top_n
+from kgrank.fusion.model import FusedModel, Head
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.conditions import Grounds, Mask, timed
 from kgrank.serving.placing import Added, Caps, Pins, Spread, add, fill
@@ -131,7 +132,9 @@ class Ruling:
 
     def in_force(self) -> tuple[str, ...]:
         """The names of the rules whose time it is."""
-        now = self._moment()
+        return self._in_force(self.moment())
+
+    def _in_force(self, now: float) -> tuple[str, ...]:
         return tuple(r.name for r in self.rules.rules if r.window[0] <= now < r.window[1])
 
     def unit(self, head: Head) -> float:
@@ -167,6 +170,7 @@ class Ruling:
         without: frozenset[str] = frozenset(),
         *,
         only_leave_out: bool = False,
+        at: float | None = None,
     ) -> Pick | None:
         """What `FusedModel.top` makes lists with; None where no rule has a say.
 
@@ -177,10 +181,11 @@ class Ruling:
             candidates: only these items are listed; all if None.
             without: names of rules that are left out.
             only_leave_out: only `exclude` and `only` rules are applied.
+            at: the moment (`moment`) where more is asked about the same lists; None = now.
         """
         if not len(self.rules):
             return None
-        now = self._now()
+        now = self._now(at)
         kind_of = now.kind_of[np.asarray(users, np.int64)]
         if only_leave_out:
             without |= {r.name for r in now.rules if r.action not in ("exclude", "only")}
@@ -209,14 +214,15 @@ class Ruling:
         chosen: torch.Tensor,
         n: int,
         head: Head,
+        at: float | None = None,
     ) -> torch.Tensor:
         """What `pick` added to the scores of the items in its lists, (n_rows × n) float32.
 
         Args:
-            users, n, head: as in `pick`.
+            users, n, head, at: as in `pick`.
             chosen: (n_rows × n) int64 the items' numbers, -1 where a list has ended.
         """
-        now = self._now()
+        now = self._now(at)
         kind_of = now.kind_of[np.asarray(users, np.int64)]
         found = np.zeros(tuple(chosen.shape), np.float32)
         for kind in np.unique(kind_of):
@@ -248,11 +254,13 @@ class Ruling:
         found = top_n(scores, n) if pick is None else pick(scores, 0)
         return np.asarray(found[0])
 
-    def _moment(self) -> float:
+    def moment(self) -> float:
+        """The moment, seconds UTC, that lists are made for now."""
         return time.time() if self.at is None else self.at
 
-    def _now(self) -> _Now:
-        moment, names = self._moment(), self.in_force()
+    def _now(self, at: float | None = None) -> _Now:
+        moment = self.moment() if at is None else at
+        names = self._in_force(moment)
         rules = tuple(rule for rule in self.rules.rules if rule.name in names)
         changes = any(timed(rule, self.rules) for rule in rules)
         key = (names, moment if changes else None)

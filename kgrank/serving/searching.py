@@ -123,6 +123,7 @@ def search(
     n_trials = int(min(n_trials, math.prod(one.size() for one in space)))
     words = [[asdict(one) for one in space], settings.sampler, settings.metric, identity]
     mark = sha256(json.dumps(words, default=str).encode()).hexdigest()
+    made = not out.exists()
     study = _study(out, mark, settings, resume)
 
     def told(trials: Sequence[Tried]) -> Progress:
@@ -131,7 +132,14 @@ def search(
         return lambda stage, *_: progress(f"trials: {words}{stage}", len(trials), n_trials)
 
     if _BEFORE not in study.user_attrs:
-        study.set_user_attr(_BEFORE, float(np.mean(list(judge({}, told(()))))))
+        try:
+            before = float(np.mean(list(judge({}, told(())))))
+        except KgrankError:  # nothing was tried: nothing stays
+            (out / JOURNAL).unlink()
+            if made:
+                out.rmdir()
+            raise
+        study.set_user_attr(_BEFORE, before)
     while len(trials := _trials(study)) < n_trials:
         if grid and not _waiting(study):
             study.enqueue_trial(grid[len(trials)])

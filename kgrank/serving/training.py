@@ -84,6 +84,8 @@ def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = si
         ConfigError: pictures are asked for, and the items have no such column, or the tables were
             made in memory, so that their pictures lie nowhere.
     """
+    encoder = TextEncoder.from_settings(config.text)  # what cannot run is told before the work
+    looker = ImageEncoder.from_settings(config.image)
     progress("graph", 0, 1)
     events, cuts = split_events(tables.events, config.split)
     seen = events[events["split"] != "test"]
@@ -99,8 +101,8 @@ def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = si
     progress("graph", 1, 1)
     texts = item_texts(tables.items, config.text)
     words = tfidf(texts, config.tfidf).matrix if any(map(str.strip, texts)) else None
-    vectors, encoded, encoder = _vectors(texts, config, cache, progress)
-    images, pictures, image_encoder = _images(tables, config, cache, progress)
+    vectors, encoded, text_encoder = _vectors(encoder, texts, config, cache, progress)
+    images, pictures, image_encoder = _images(looker, tables, config, cache, progress)
     n_items = len(items)
     linked = graph.item_entity_matrix(items).matrix
     features = ItemFeatures(
@@ -118,7 +120,7 @@ def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = si
         features=features,
         cuts=cuts,
         encoded=encoded,
-        encoder=encoder,
+        encoder=text_encoder,
         pictures=pictures,
         image_encoder=image_encoder,
     )
@@ -131,9 +133,8 @@ def _csr(matrix: Any, n_items: int) -> sp.csr_matrix:
 
 
 def _vectors(
-    texts: list[str], config: Config, cache: Path, progress: Progress
+    encoder: TextEncoder | None, texts: list[str], config: Config, cache: Path, progress: Progress
 ) -> tuple[npt.NDArray[np.float32] | None, EncodeReport | None, dict[str, str]]:
-    encoder = TextEncoder.from_settings(config.text)
     if encoder is None or not any(map(str.strip, texts)):
         return None, None, {}
     progress("text vectors", 0, 1)
@@ -149,9 +150,8 @@ def _vectors(
 
 
 def _images(
-    tables: Tables, config: Config, cache: Path, progress: Progress
+    encoder: ImageEncoder | None, tables: Tables, config: Config, cache: Path, progress: Progress
 ) -> tuple[npt.NDArray[np.float32] | None, ImageReport | None, dict[str, str]]:
-    encoder = ImageEncoder.from_settings(config.image)
     if encoder is None:
         return None, None, {}
     names = item_pictures(tables.items, config.image)

@@ -228,6 +228,11 @@ def test_the_fingerprint_is_that_of_the_content(tiny: TextEncoder, copied: Path)
     (copied / "README.md").write_text("no part of the model")
     assert TextEncoder.load(copied, device="cpu").fingerprint == tiny.fingerprint
     assert TextEncoder.load(copied, device="cpu", max_tokens=9).fingerprint != tiny.fingerprint
+    pooled = [{"type": f"sentence_transformers.models.{n}"} for n in ("Transformer", "Pooling")]
+    (copied / "modules.json").write_text(json.dumps(pooled), "utf-8")
+    assert TextEncoder.load(copied, device="cpu").fingerprint != tiny.fingerprint
+    (copied / "modules.json").unlink()
+    assert TextEncoder.load(copied, device="cpu").fingerprint == tiny.fingerprint
     weights = load_file(copied / "model.safetensors")
     weights["embeddings.word_embeddings.weight"][5, 0] += 1e-3
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})

@@ -11,8 +11,9 @@ import torch
 from kgrank.fusion.channels import Channel, ItemItem, SparseFeatures, sizes
 from kgrank.fusion.fusing import WITHOUT, Fused, _best, fuse, scaled_scores
 from kgrank.fusion.history import Decay, Histories
+from kgrank.fusion.lists import top_n
 from kgrank.fusion.metrics import list_metrics
-from kgrank.fusion.model import FusedModel, exclude, top_n
+from kgrank.fusion.model import FusedModel, exclude
 from kgrank.fusion.queries import Queries, user_queries
 from kgrank.fusion.weights import FusionWeights, ItemSide
 

@@ -11,7 +11,8 @@ import torch
 from kgrank.fusion import model as modelling
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
 from kgrank.fusion.history import DAY, Decay, Histories, Spans
-from kgrank.fusion.model import FusedModel, Head, Repeats, exclude, only, top_n
+from kgrank.fusion.lists import at_least, top_n
+from kgrank.fusion.model import FusedModel, Head, Repeats, exclude, only
 from kgrank.fusion.weights import FusionWeights, ItemSide
 
 INF = float("inf")
@@ -277,6 +278,15 @@ def test_lists_are_the_head_of_a_stable_sort(n_items: int) -> None:
         expected = np.argsort(-scores, axis=1, kind="stable")[:, :n]
         assert np.array_equal(items.numpy(), expected)
         assert np.array_equal(values.numpy(), np.take_along_axis(scores, expected, axis=1))
+
+
+def test_what_is_found_on_another_device_is_what_may_be_listed() -> None:
+    """At least 2 in the first row, 1 in the second, none in the third; -inf is never there."""
+    scores = torch.tensor([[2.0, 1.0, 3.0], [-INF, 1.0, 0.0], [-INF, -INF, -INF]])
+    starts, items, values = at_least(scores, torch.tensor([2.0, 1.0, -INF]))
+    assert starts.tolist() == [0, 2, 3, 3]
+    assert items.tolist() == [0, 2, 1]
+    assert values.tolist() == [2.0, 3.0, 1.0]
 
 
 def test_a_short_list_of_many_items_leaves_out_what_is_masked() -> None:

@@ -13,7 +13,8 @@ from kgrank.fusion import selection
 from kgrank.fusion.channels import ItemItem
 from kgrank.fusion.evidence import ItemFeatures, item_side, numbered
 from kgrank.fusion.history import Histories
-from kgrank.fusion.model import Head, exclude, top_n
+from kgrank.fusion.lists import top_n
+from kgrank.fusion.model import Head, exclude
 from kgrank.fusion.queries import Queries, all_allowed, next_queries, user_queries
 from kgrank.fusion.settings import FitSettings
 from kgrank.fusion.training import Fit, fit, valid_queries

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import bolt_server
 import numpy as np
@@ -21,7 +22,9 @@ from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.graph_server import read_graph
 from kgrank.kg.graph_writing import write_graph
+from kgrank.kg.node_scores import NodeScores
 from kgrank.kg.node_vectors import NodeVectors
+from kgrank.kg.part_writing import PartWriter
 from kgrank.kg.tables import Tables, checked_tables
 
 
@@ -89,6 +92,36 @@ def test_only_what_changed_is_written(bolt: Server) -> None:
     assert (back.nodes_removed, back.generation) == (1, 3)
     assert back.edges_removed - back.edges_written <= 3  # u1's with i1 are made anew, and new's go
     assert whole(bolt, GRAPH)
+
+
+def test_only_the_edges_of_changed_heads_are_looked_at(
+    bolt: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_graph(GRAPH, bolt)
+    looked: list[str] = []
+    facts = PartWriter._facts
+
+    def watched(self: PartWriter, tx: Any, heads: Any) -> Any:
+        looked.extend(self.parts.ids[head] for head in heads)
+        return facts(self, tx, heads)
+
+    monkeypatch.setattr(PartWriter, "_facts", watched)
+    more = pd.DataFrame({"user_id": ["u1", "u5"], "item_id": ["i1", "i9"]})
+    grown = GRAPH.with_events(more.assign(event="buy", timestamp=2e9))
+    write_graph(grown, bolt)
+    assert sorted(looked) == ["u1", "u5"]
+    assert whole(bolt, grown)
+
+
+def test_an_export_from_before_heads_had_hashes_is_gone_on_with(bolt: Server) -> None:
+    write_graph(GRAPH, bolt)
+    bolt.write(lambda tx: tx.run("MATCH (n) REMOVE n.kgrank_edges").consume())
+    bolt.write(lambda tx: tx.run("MATCH (g:KgrankGraph) SET g.format = 1").consume())
+    assert whole(bolt, GRAPH)
+    other = graph_of(tables(297))  # a user less, so that edges go too
+    told = write_graph(other, bolt)
+    assert (told.nodes_removed, told.edges_written) == (1, 0)
+    assert whole(bolt, other)
 
 
 def test_names_and_types_change_in_place(bolt: Server) -> None:
@@ -231,6 +264,84 @@ def test_vectors_are_properties_that_come_and_go(bolt: Server, tmp_path: Path) -
     other = EmbeddingStore.create(tmp_path / "other").write("mine", ["i1"], vectors[:1])
     with pytest.raises(StoreError, match="found the groups mine; allowed: at least one of item"):
         NodeVectors.of_store(other)
+
+
+def lists_of(users: int, n: int = 2, model: str = "m1") -> NodeScores:
+    """User u's list: item u, then u + 1 and so on."""
+    rows = [
+        (f"u{user}", f"i{(user + place) % 20}", 1 / (user + place + 1), place + 1)
+        for user in range(users)
+        for place in range(n)
+    ]
+    table = pd.DataFrame(rows, columns=["user_id", "item_id", "score", "rank"])
+    return NodeScores.of_lists(GRAPH, model, [table[: len(table) // 2], table[len(table) // 2 :]])
+
+
+LISTS = (
+    "MATCH (u:User)-[r:RECOMMENDED]->(i:Item) WHERE r.kgrank_model IS NOT NULL "
+    "RETURN u.id, i.id, r.score, r.rank, r.kgrank_model ORDER BY u.id, r.rank"
+)
+
+
+def test_scores_come_and_go_and_are_no_part_of_the_graph(bolt: Server) -> None:
+    told = write_graph(GRAPH, bolt, scores=lists_of(50))
+    assert (told.scores, told.scores_written, told.scores_removed) == (100, 100, 0)
+    assert bolt.read(LISTS)[2:4] == [  # of "u1": scores are float32
+        ["u1", "i1", 0.5, 1, "m1"],
+        ["u1", "i2", float(np.float32(1 / 3)), 2, "m1"],
+    ]
+    assert read_graph(bolt).fingerprint() == GRAPH.fingerprint()
+    assert write_graph(GRAPH, bolt, scores=lists_of(50)).parts_written == 0
+    more = write_graph(GRAPH, bolt, scores=lists_of(51))  # the part of one user
+    assert (more.parts_written, more.nodes_written, more.edges_written) == (1, 0, 0)
+    assert more.scores_written == more.scores_removed + 2
+    other = write_graph(GRAPH, bolt, scores=lists_of(50, model="m2"))
+    assert (other.scores_written, other.scores_removed) == (100, 102)
+    assert {row[4] for row in bolt.read(LISTS)} == {"m2"}
+    gone = write_graph(GRAPH, bolt)
+    assert (gone.scores, gone.scores_removed) == (0, 100)
+    assert bolt.read(LISTS) == []
+    assert whole(bolt, GRAPH)
+
+
+@pytest.mark.parametrize("part", [5, 16])
+def test_scores_cut_short_go_on(bolt: Server, part: int) -> None:
+    wanted = lists_of(60, 3)
+    with pytest.raises(Stop):
+        write_graph(GRAPH, bolt, scores=wanted, progress=stopping("scores", part))
+    there = len(bolt.read(LISTS))
+    assert (part == 16) == (there == 180)
+    told = write_graph(GRAPH, bolt, scores=wanted)
+    assert (told.edges_written, told.scores_written, told.scores_removed) == (0, 180 - there, 0)
+    assert len(bolt.read(LISTS)) == 180
+
+
+def test_scores_of_items_that_go_and_come_back(bolt: Server) -> None:
+    """Removing an item takes places of lists along; those parts are not taken for sound."""
+    write_graph(GRAPH, bolt, scores=lists_of(40))
+    shop = tables()
+    kept = {"events": shop.events["item_id"] != "i3", "items": shop.items["item_id"] != "i3"}
+    without = graph_of(
+        replace(shop, events=shop.events[kept["events"]], items=shop.items[kept["items"]])
+    )
+    with pytest.raises(Stop):
+        write_graph(without, bolt, progress=stopping("edges", 0))
+    assert len(bolt.read(LISTS)) < 80
+    write_graph(GRAPH, bolt, scores=lists_of(40))
+    assert len(bolt.read(LISTS)) == 80
+    assert read_graph(bolt).fingerprint() == GRAPH.fingerprint()
+
+
+def test_a_relation_of_the_same_name_is_still_a_fact(bolt: Server) -> None:
+    """A shop whose staff recommend products to users."""
+    told = pd.DataFrame({"head": ["u1", "u1"], "relation": "RECOMMENDED", "tail": ["i1", "i9"]})
+    staff = GRAPH.with_triples(told)
+    write_graph(staff, bolt, scores=lists_of(10))
+    assert read_graph(bolt).fingerprint() == staff.fingerprint()
+    assert len(bolt.read(LISTS)) == 20
+    write_graph(GRAPH, bolt, scores=lists_of(10))
+    assert read_graph(bolt).fingerprint() == GRAPH.fingerprint()
+    assert len(bolt.read(LISTS)) == 20
 
 
 @pytest.mark.parametrize("name", ["", "a\0", "a\\u0060b"])

@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 from neo4j.time import Date, DateTime
 
+from kgrank.config import Config, read_source
 from kgrank.data import sample_shop
 from kgrank.errors import ConfigError, DataError, StoreError
 from kgrank.kg.bolt import Server
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.graph_writing import write_graph
+from kgrank.kg.node_scores import NodeScores
 from kgrank.kg.server_tables import Neo4jSettings, _moment, read_server_tables
 from kgrank.kg.tables import read_tables
 
@@ -127,6 +129,18 @@ def test_a_map_that_fits_nothing_is_told(
         read_server_tables(settings(bolt_uri, **values))
 
 
+def test_further_properties_of_events_are_kept_where_they_are_asked_for(
+    theirs: Server, bolt_uri: str
+) -> None:
+    theirs.write(lambda tx: tx.run("MATCH ()-[r:SAW]->() SET r.said = 'Too short.'").consume())
+    asked = ("said", "nowhere")
+    events = read_source(bolt_uri, Config(neo4j=settings(bolt_uri)), asked).events
+    assert "nowhere" not in events
+    told = dict(zip(events["event"], events["said"], strict=True))
+    assert told == {"BOUGHT": "", "SAW": "Too short."}
+    assert "said" not in read_server_tables(settings(bolt_uri)).events
+
+
 def test_faults_name_what_they_are_in(theirs: Server, bolt_uri: str) -> None:
     theirs.write(lambda tx: tx.run("CREATE (:Product {sku: 'S-1'}), (:Product)").consume())
     with pytest.raises(DataError) as raised:
@@ -141,7 +155,9 @@ def test_what_was_exported_is_read_as_the_tables_it_was_of(bolt: Server, bolt_ur
     sample = read_tables(sample_shop())
     shop = replace(sample, events=sample.events[:1000])
     graph = KnowledgeGraph.from_tables(shop)
-    write_graph(graph, bolt)
+    user, item = shop.events["user_id"][0], shop.items["item_id"][0]
+    lists = pd.DataFrame({"user_id": [user], "item_id": item, "score": 1.0, "rank": 1})
+    write_graph(graph, bolt, scores=NodeScores.of_lists(graph, "m", [lists]))
     read = read_server_tables(Neo4jSettings(uri=bolt_uri))
     seen = shop.events[shop.events["split"] != "test"]
     columns = ["user_id", "item_id", "event", "timestamp"]
@@ -151,6 +167,7 @@ def test_what_was_exported_is_read_as_the_tables_it_was_of(bolt: Server, bolt_ur
     assert dict(zip(read.items["item_id"], read.items["title"], strict=True)) == titles
     brands = read_server_tables(Neo4jSettings(uri=bolt_uri, relations=("brand",)))
     assert (len(brands.events), set(brands.triples["relation"])) == (len(seen), {"brand"})
+    assert "RECOMMENDED" not in set(read.triples["relation"])  # a list is no fact
     again = KnowledgeGraph.from_tables(read)
     # attributes come as relations to entities: the same graph but for what it calls attributes
     assert again.stats().edges == graph.stats().edges

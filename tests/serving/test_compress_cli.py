@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from kgrank.config import Config
 from kgrank.encoders.pretraining import PretrainSettings, pretrain
 from kgrank.encoders.text import TextEncoder
+from kgrank.errors import ModelError
 from kgrank.fusion.metrics import ListMetrics
+from kgrank.kg.tables import Tables
 from kgrank.serving import compressing
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.cli import app
 from kgrank.serving.compressing import _shared_neighbors, _turned_cosine
+from kgrank.serving.training import train
 
 
 def run(*words: object) -> Result:
@@ -55,7 +59,9 @@ def test_a_shop_tells_what_is_lost(encoder: Path, tiny_shop: Path, tmp_path: Pat
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_without_a_shop_accuracy_is_said_to_be_unmeasured(encoder: Path, tmp_path: Path) -> None:
+def test_without_a_shop_accuracy_is_said_to_be_unmeasured(
+    encoder: Path, tiny_tables: Tables, tmp_path: Path
+) -> None:
     result = run("compress", encoder, "--out", tmp_path / "table", "--method", "static")
     assert result.exit_code == 0, result.output
     assert "Accuracy is unmeasured" in result.stdout
@@ -63,6 +69,12 @@ def test_without_a_shop_accuracy_is_said_to_be_unmeasured(encoder: Path, tmp_pat
     told = json.loads((tmp_path / "table" / "compression.json").read_text())
     assert (told["lost"], told["compressed"]["recall"]) == (None, None)
     assert told["compressed"]["form"] == "static"
+    stages: list[str] = []
+    text = {"model": str(tmp_path / "table"), "device": "cuda"}
+    config = Config.from_dict({"text": text}, "the test")
+    with pytest.raises(ModelError, match="found the device cuda for an encoder of the form static"):
+        train(tiny_tables, config, progress=lambda stage, *_: stages.append(stage))
+    assert stages == []  # before any work
     modes = {path.stat().st_mode for path in (tmp_path / "table").iterdir()}
     assert len(modes) == 1  # who may read one file may read all
 

@@ -8,12 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from kgrank.errors import ConfigError
 from kgrank.fusion.removal import Removed
+from kgrank.kg.tables import Tables
 from kgrank.serving.bundle import Bundle
-from kgrank.serving.explanation import Path, PathEdge, PathNode
-from kgrank.serving.faithfulness import changed_bundle, measure_explanations, rescorer
+from kgrank.serving.cli import app
+from kgrank.serving.evaluating import refitted
+from kgrank.serving.explanation import Explanation, Path, PathEdge, PathNode
+from kgrank.serving.faithfulness import (
+    _edges,
+    _overlap,
+    _paths,
+    changed_bundle,
+    measure_explanations,
+    rescorer,
+)
 from kgrank.serving.path_quality import PathQuality, smoothed
 from kgrank.serving.recommender import Recommender
 
@@ -58,6 +69,35 @@ def test_quality_by_hand(tiny_bundle: Bundle) -> None:
     assert found["etd"] == pytest.approx(1 / 3)  # one relation, three paths, three relations
     alone = int(tiny_bundle.users.numbers(["u-ivy"])[0])
     assert quality.of(alone, [a_path("u-ivy", "a2", steel, "a1", "made_of")])["lir"] == 0.0
+
+
+def test_quality_is_that_of_hopwise(tiny_bundle: Bundle) -> None:
+    """What `LIR`, `SEP` and `PTD` of hopwise 0.9.1 (hopwise/evaluator/metrics.py) give of these.
+
+    Its classes were run on these paths, with the newest time of each product, the degree of each
+    node by type and the names of the relations; ETD is PTD there. hopwise cannot be installed
+    beside kgrank (it wants protobuf 3.20). By hand: u-dot's history as above; users have 1, six
+    times 4 and twice 5 edges, span 9, α = 1/5, so u-ada, who comes after u-ivy, has (4 + 0.8) / 1.8
+    = 8/3, and u-eva, the last, (1·0.8⁸ + 4·(0.8² + … + 0.8⁷) + 5·1.8) / (1 + … + 0.8⁸) = 4.2995:
+    (8/3 − 1) / 3.2995 = 0.50512 of it.
+    """
+    quality = PathQuality(tiny_bundle)
+    user = int(tiny_bundle.users.numbers(["u-dot"])[0])
+    steel, wool = PathNode("steel", "material", "Steel"), PathNode("wool", "material", "Wool")
+    paths = [
+        a_path("u-dot", "a2", steel, "b2", "made_of"),
+        a_path("u-dot", "a1", steel, "b2", "made_of"),
+        a_path("u-dot", "a5", wool, "b1", "made_of"),
+        a_path("u-dot", "a5", PathNode("brand:Alder", "brand", "Alder"), "c1", "brand"),
+    ]
+    found = quality.of(user, paths)
+    theirs = {"lir": 0.43495935, "sep": 0.5, "etd": 0.666666667}
+    assert {name: found[name] for name in theirs} == pytest.approx(theirs, rel=1e-6)
+    for other, popularity in {"u-ivy": 0.0, "u-ada": 0.505120866, "u-eva": 1.0}.items():
+        shared = PathNode(other, "user", other)
+        found = quality.of(user, [a_path("u-dot", "a2", shared, "a3", "purchase")])
+        theirs = {"lir": 0.73983747, "sep": popularity, "etd": 1.0}
+        assert {name: found[name] for name in theirs} == pytest.approx(theirs, rel=1e-6)
 
 
 def test_a_changed_bundle_is_without_a_part_of_its_events_and_features(
@@ -120,3 +160,45 @@ def test_the_same_seed_measures_the_same(even: Recommender) -> None:
 def test_a_sample_of_nobody_is_refused(shop_bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="sample: found 0"):
         measure_explanations(shop_bundle, sample=0)
+
+
+def why_of(*paths: Path) -> Explanation:
+    return Explanation("u", "b2", 1.0, 0.0, {}, (), paths, (), "")
+
+
+def test_what_two_fits_show_overlaps_by_hand() -> None:
+    """Of a–steel and a–wool the other fit shows the first, and a–steel of another product.
+
+    Paths: one of three. Edges: user–a2, a2–steel and steel–b2 are in both; a2–wool and wool–b2 in
+    one, user–a1 and a1–steel in the other: three of seven.
+    """
+    steel, wool = PathNode("steel", "material", "Steel"), PathNode("wool", "material", "Wool")
+    first = a_path("u", "a2", steel, "b2", "made_of")
+    one = why_of(first, a_path("u", "a2", wool, "b2", "made_of"))
+    other = why_of(first, a_path("u", "a1", steel, "b2", "made_of"))
+    assert _overlap(_paths(one), _paths(other)) == pytest.approx(1 / 3)
+    assert _overlap(_edges(one), _edges(other)) == pytest.approx(3 / 7)
+
+
+def test_stability_across_seeds_is_that_of_the_refits(
+    tiny_bundle: Bundle, tiny_tables: Tables
+) -> None:
+    """A fit with the same seed shows the same; nothing random is left in this small shop."""
+    same = refitted(tiny_bundle, tiny_tables, tiny_bundle.config.learn.seed)
+    found = measure_explanations(tiny_bundle, sample=3, refits=[same])
+    assert found["stability_seeds"] == {"refits": 1, "paths": 1.0, "edges": 1.0}
+    # one that has forgotten two thirds of the events shows other paths
+    less = changed_bundle(tiny_bundle, 0.66, np.random.default_rng(3))
+    other = measure_explanations(tiny_bundle, sample=3, refits=[same, less])["stability_seeds"]
+    assert other["refits"] == 2
+    assert 0.5 <= other["paths"] <= other["edges"] < 1.0
+
+
+def test_seeds_on_the_command_line(tiny_bundle: Bundle, tiny_shop: Any, tmp_path: Any) -> None:
+    tiny_bundle.save(tmp_path)
+    words = ["evaluate", str(tmp_path), "--explanations", "--sample", "2", "--source"]
+    told = CliRunner().invoke(app, [*words, str(tiny_shop), "--seeds", "1", "--json"])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["stability_seeds"]["refits"] == 1
+    wrong = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--seeds", "1"])
+    assert wrong.exit_code == 2

@@ -17,6 +17,7 @@ from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.graph_files import load_pyg
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.cli import app
+from kgrank.serving.recommender import Recommender
 
 
 def run(*words: object) -> Result:
@@ -103,6 +104,8 @@ def test_stats_tell_what_says_nothing(tmp_path: Path) -> None:
         (("--to", "pyg"), "--out names where the files go"),
         (("--to", "neo4j://x", "--out", "x"), "--out is for files"),
         (("--to", "pyg", "--out", "x", "--vectors", "v"), "vectors go to a server"),
+        (("--to", "pyg", "--out", "x", "--scores", "3"), "scores go to a server"),
+        (("--to", "neo4j://x", "--scores", "3"), "which has no model; allowed: a bundle"),
     ],
 )
 def test_wrong_usage_is_told(tiny_shop: Path, words: tuple[str, ...], said: str) -> None:
@@ -124,6 +127,12 @@ def test_nothing_is_written_over_and_damage_is_named(tiny_shop: Path, tmp_path: 
     assert broken.exit_code == 1
     assert "found no graph for PyTorch Geometric" in broken.stderr
     (tmp_path / "x.json").write_text("{}")
+    for name, said in (("x.json", "something there already"), ("graph.txt", "end in .json")):
+        refused = run("graph", "export", tiny_shop, "--to", "networkx", "--out", tmp_path / name)
+        assert refused.exit_code == 1
+        assert said in refused.stderr
+    assert (tmp_path / "x.json").read_text() == "{}"
+    assert not (tmp_path / "graph.txt").exists()
     other = run("graph", "import", tmp_path / "x.json", "--out", tmp_path / "back")
     assert other.exit_code == 1
     assert "found no node-link JSON" in other.stderr
@@ -148,6 +157,32 @@ def test_the_graph_goes_to_a_server_and_comes_back(
     assert store.groups == {"item": 1}
     vectors = ("--vectors", tmp_path / "store")
     assert answer("graph", "export", tiny_shop, "--to", bolt_uri, *vectors)["with vector_item"] == 1
+
+
+def test_the_lists_of_a_bundle_go_to_the_server(
+    tiny_bundle: Bundle, bolt: Server, bolt_uri: str, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    name = tiny_bundle.save(models).name
+    told = answer("graph", "export", models, "--to", bolt_uri, "--scores", 3)
+    users = tiny_bundle.users.array.to_pylist()
+    lists = Recommender(tiny_bundle).recommend(users, 3)
+    assert told["scores"] == told["scores_written"] == len(lists) > 0
+    query = (
+        "MATCH (u:User)-[r:RECOMMENDED {kgrank_model: $model}]->(i:Item) "
+        "RETURN u.id, i.id, r.score, r.rank ORDER BY u.id, r.rank"
+    )
+    assert bolt.read(query, model=name) == [
+        [user, item, pytest.approx(score), rank]
+        for user, item, score, rank in sorted(
+            lists.itertuples(index=False, name=None), key=lambda row: (row[0], row[3])
+        )
+    ]
+    back = answer("graph", "import", bolt_uri, "--out", tmp_path / "back")
+    assert back["fingerprint"] == told["fingerprint"] == tiny_bundle.graph.fingerprint()
+    again = answer("graph", "export", models, "--to", bolt_uri, "--scores", 3)
+    assert again["parts_written"] == 0
+    assert answer("graph", "export", models, "--to", bolt_uri)["scores_removed"] == len(lists)
 
 
 def test_a_model_is_trained_from_a_server(

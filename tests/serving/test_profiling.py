@@ -73,6 +73,23 @@ def test_the_price_band_is_of_what_was_bought(tiny_bundle: Bundle) -> None:
     assert Recommender(bundle, "cpu").profile("u-eva").price is None
 
 
+def test_the_price_band_is_of_what_the_settings_call_a_purchase(tiny_bundle: Bundle) -> None:
+    """Of u-ada's a1 … a4 the first two are an "order", the others a "look"."""
+    price = tiny_bundle.item_table["item_id"].map({"a1": "10", "a2": "20", "a3": "40", "a4": "80"})
+    table = tiny_bundle.item_table.assign(price=price.fillna(""))
+    ordered = tiny_bundle.events["item_id"].isin(["a1", "a2"])
+    events = tiny_bundle.events.assign(event=ordered.map({True: "order", False: "look"}))
+    bundle = replace(tiny_bundle, item_table=table, events=events)
+    band = Recommender(bundle, "cpu").profile("u-ada").price
+    assert band is not None
+    assert (band.median, band.events) == (15.0, 2)
+    tasks = bundle.config.tasks.model_copy(update={"purchase": ("look",)})
+    looked = replace(bundle, config=bundle.config.model_copy(update={"tasks": tasks}))
+    band = Recommender(looked, "cpu").profile("u-ada").price
+    assert band is not None
+    assert (band.median, band.events) == (60.0, 2)
+
+
 def test_a_line_goes_when_its_products_are_refused_and_its_like_fall(
     shop_bundle: Bundle, recommender: Recommender
 ) -> None:

@@ -64,6 +64,8 @@ def faults(folder: Path, text: str) -> list[str]:
         ('[rules]\nname = "x"', ["found 'rules'", "Is 'rule' meant?"]),
         ("[segments.a]", ["segment 'a'", "users tests, ids or a file"]),
         ('[segments.a]\nfile = "../secret"', ["segment 'a'", "file", "in the folder"]),
+        ('[segments.a]\nfile = "none.txt"\nids = "u"', ["segment 'a'", "both file and ids"]),
+        ('[segments.a]\nfile = "none.txt"\nids = ["u"]', ["segment 'a'", "both file and ids"]),
         ('[segments.a]\nfile = "none.txt"', ["segment 'a'", "none.txt", "No such file"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,24 @@ def test_a_boost_moves_a_product_and_not_its_probability(
     assert why.contributions["rules"] == pytest.approx(unit)
     assert why.bias + sum(why.contributions.values()) == pytest.approx(why.score)
     assert why.prediction == recommender.explain("u-ada", pushed[0], task="purchase").prediction
+
+
+def test_a_boost_that_ends_while_a_list_is_made_is_told_as_it_was_applied(
+    shop_bundle: Bundle, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock strikes noon after it was first looked at."""
+    pushed = shop_bundle.item_table["item_id"].iloc[:40].tolist()
+    boost = {"action": "boost", "by": 1.0, "items": {"item_id": pushed}}
+    known = rules({**boost, "until": "2026-06-01T12:00:00Z"})
+    boosted = Recommender(shop_bundle, "cpu", known)
+    keys = ["user_id", "item_id"]
+    plain = recommender.recommend(["u-ada"], n=299, task="purchase").set_index(keys)
+    ticks = itertools.chain([JUNE - 1], itertools.repeat(JUNE))
+    monkeypatch.setattr("kgrank.serving.ruling.time.time", lambda: next(ticks))
+    lists = boosted.recommend(["u-ada"], n=20, task="purchase").set_index(keys)
+    assert (lists["score"] > plain.loc[lists.index, "score"] + 1e-3).any()
+    same = plain.loc[lists.index, "probability"].tolist()
+    assert lists["probability"].tolist() == pytest.approx(same, rel=1e-4)
 
 
 # Filling

@@ -201,6 +201,22 @@ def test_where_all_fails_the_first_failure_is_told(tmp_path: Path) -> None:
         search(space, Table(), tmp_path, GRID)
 
 
+@needs_optuna
+def test_where_the_settings_as_they_are_fail_nothing_stays(tmp_path: Path) -> None:
+    def fails(settings: dict[str, Any], told: Progress) -> Iterator[float]:
+        raise ModelError("nothing to fit on")
+        yield 0.0
+
+    out = tmp_path / "out"
+    for there in (False, True):
+        with pytest.raises(ModelError, match="nothing to fit on"):
+            search([Dimension.of("learn.rate", [1])], fails, out, GRID)
+        assert out.exists() == there  # a folder that was there stays, and is empty as it was
+        assert not there or not any(out.iterdir())
+        out.mkdir(exist_ok=True)
+    search([Dimension.of("learn.rate", [1])], Hill(), out, GRID)
+
+
 def test_what_is_not_installed_is_named_with_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
