@@ -35,7 +35,7 @@ from kgrank.fusion.history import Decay
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.model import FusedModel
 from kgrank.fusion.weights import FusionWeights
-from kgrank.kg.entities import EntityVectors
+from kgrank.kg.entities import EntityVectors, LightSteps
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.recommender import Recommender
 from kgrank.serving.training import prepare
@@ -130,15 +130,16 @@ def made(scale: float) -> Bundle:
 
 
 def learned(n_items: int, entities: list[str]) -> DenseFeatures:
-    """Random vectors; a tenth of each is said to be brought by entities."""
+    """Random vectors; a tenth of each is said to be brought by entities, a tenth by users."""
     rng = np.random.default_rng(0)
     vectors = torch.from_numpy(rng.standard_normal((2, n_items, DIM)).astype(np.float32))
     vectors = torch.nn.functional.normalize(vectors, dim=2)
     of_entities = 0.1 * rng.standard_normal((len(entities), DIM)).astype(np.float32) / DIM**0.5
     lengths = np.ones((2, n_items), np.float32)
-    return DenseFeatures(
-        vectors[0], vectors[1], EntityVectors(tuple(entities), of_entities), lengths
-    )
+    weights = np.full((1, 3, DIM), 0.1, np.float32)  # one step over three kinds of events
+    steps = LightSteps(0.9 * vectors[0].numpy(), weights)
+    beside = EntityVectors(tuple(entities), of_entities, steps)
+    return DenseFeatures(vectors[0], vectors[1], beside, lengths)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ class TuneSettings(Section):
 
     Attributes:
         space: what may be tried, by section and key: a list, "log:low:high" or "lin:low:high".
-        trials: how many are tried, at most; of a grid all, if left out, else 20.
+        trials: how many are tried, or all where there are not so many; of a grid all, if left out,
+            else 20.
         sampler: "tpe" (Bergstra et al. 2011) tries near what was good, "random" anything, "grid"
             every combination of lists.
         metric: of the lists on valid, which is to be highest.
@@ -74,7 +75,7 @@ class Dimension:
         if not isinstance(tried, str):
             if not tried:
                 raise _refused(name, "an empty list", "one value or more")
-            return cls(name, tuple(tried))
+            return cls(name, tuple(one for n, one in enumerate(tried) if one not in tried[:n]))
         kind, _, ends = tried.partition(":")
         words = ends.split(":")
         try:
@@ -87,6 +88,12 @@ class Dimension:
             raise _refused(name, repr(tried), "ends above 0 with log")
         whole = all(word.strip().lstrip("+-").isdigit() for word in words)
         return cls(name, low=low, high=high, log=kind == "log", whole=whole)
+
+    def size(self) -> float:
+        """How many values there are."""
+        if self.choices:
+            return len(self.choices)
+        return self.high - self.low + 1 if self.whole else math.inf
 
     def ends(self) -> tuple[Any, ...]:
         """All choices, or the two ends: where all of these are allowed, so is all between."""

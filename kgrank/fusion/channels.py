@@ -7,6 +7,7 @@ which puts channels and users on one scale. Every score splits exactly over the 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,9 +17,10 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
+from kgrank.fusion.folding import row_entries, row_products, size_of_products, size_of_rows
 from kgrank.fusion.history import Decay
 from kgrank.fusion.local_ridge import Rows
-from kgrank.fusion.products import add_scaled, entries, inner_products, multiply
+from kgrank.fusion.products import add_scaled, multiply
 from kgrank.kg.entities import EntityVectors
 
 Floats = npt.NDArray[np.float32]
@@ -43,9 +45,20 @@ class _Sparse(ABC):
         size = sizes(scores)
         return scores.div_(size), size[:, 0].numpy()
 
-    def size(self, history: sp.csr_matrix) -> Floats:
-        """The sizes of the scores, (n) float32."""
-        return sizes(self.scores(history))[:, 0].numpy()
+    @abstractmethod
+    def of_targets(
+        self, items: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]
+    ) -> Floats:
+        """v(h, i) of each item h and target i, each target once, (n_targets × n_events) float32."""
+
+    def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
+        """v(h, target) of each item h, (n_events) float32."""
+        of_target: Floats = self.of_targets(items, np.array([target]))[0]
+        return of_target
+
+    @abstractmethod
+    def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
+        """The size of one history's scores: of events on (n) items that weigh (n) float32."""
 
     def add_scaled(self, history: sp.csr_matrix, gate: Floats, out: torch.Tensor) -> None:
         """Add the scores over their sizes, times the gate (n_items), to `out` (n × n_items)."""
@@ -65,9 +78,16 @@ class ItemItem(_Sparse):
     def _factors(self, history: sp.csr_matrix) -> tuple[sp.csr_matrix, Rows]:
         return history, self._rows
 
-    def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
-        """v(h, target) of each item h, (n_events) float32."""
-        return entries(self._rows, np.asarray(items, np.int32), target)
+    def of_targets(
+        self, items: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]
+    ) -> Floats:
+        """See `_Sparse`."""
+        return row_entries(self._rows, np.asarray(items, np.int32), np.asarray(targets, np.int32))
+
+    def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
+        """See `_Sparse`."""
+        n_items = self.weights.shape[1]
+        return size_of_rows(self._rows, np.asarray(items, np.int32), weights, n_items)
 
     @cached_property
     def _rows(self) -> Rows:
@@ -87,10 +107,17 @@ class SparseFeatures(_Sparse):
     def _turned(self) -> Rows:
         return Rows.of(self.values.T.tocsr())
 
-    def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
-        """v(h, target) of each item h, (n_events) float32."""
-        rows, n_features = self._rows, self.values.shape[1]
-        return inner_products(rows, np.asarray(items, np.int32), target, n_features)
+    def of_targets(
+        self, items: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]
+    ) -> Floats:
+        """See `_Sparse`."""
+        events, wanted = np.asarray(items, np.int32), np.asarray(targets, np.int32)
+        return row_products(self._rows, events, wanted)
+
+    def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
+        """See `_Sparse`."""
+        events = np.asarray(items, np.int32)
+        return size_of_products(self._rows, self._turned, events, weights)
 
     @cached_property
     def _rows(self) -> Rows:
@@ -132,9 +159,15 @@ class DenseFeatures:
         size = self._sizes(users)
         return users / size.float()[:, None], np.asarray(size.cpu(), np.float32)
 
-    def size(self, history: sp.csr_matrix) -> Floats:
-        """The sizes of the scores, (n) float32."""
-        return np.asarray(self._sizes(self._users(history)).cpu(), np.float32)
+    def size(self, items: npt.NDArray[np.integer], weights: Floats) -> float:
+        """The size of one history's scores: of events on (n) items that weigh (n) float32."""
+        user = (weights @ _taken(self.of_history, items)).astype(np.float64)
+        squares = float(user @ self._gram_here @ user)
+        return math.sqrt(squares / len(self.values)) if squares > 0.0 else 1.0
+
+    @cached_property
+    def _gram_here(self) -> npt.NDArray[np.float64]:
+        return self._gram.cpu().numpy()
 
     def _sizes(self, users: torch.Tensor) -> torch.Tensor:
         squares = ((users.double() @ self._gram) * users).sum(1).clamp(min=0.0)
@@ -162,15 +195,25 @@ class DenseFeatures:
 
     def of_events(self, items: npt.NDArray[np.integer], target: int) -> Floats:
         """v(h, target) of each item h, (n_events) float32."""
-        return self.of_vectors(self.gathered(items), target)
+        of_target: Floats = self.of_targets(items, np.array([target]))[0]
+        return of_target
 
-    def gathered(self, items: npt.NDArray[np.integer]) -> torch.Tensor:
-        """S[h] of each item h, (n_events × dim)."""
-        return self.of_history[torch.from_numpy(np.asarray(items, np.int64)).to(self.values.device)]
+    def of_targets(
+        self, items: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]
+    ) -> Floats:
+        """v(h, i) of each item h and target i, (n_targets × n_events) float32."""
+        sources = _taken(self.of_history, items)
+        # one at a time: a product of matrices may round otherwise for one target than for many
+        said = [sources @ target for target in _taken(self.values, targets)]
+        return np.stack(said) if said else np.empty((0, len(sources)), np.float32)
 
-    def of_vectors(self, vectors: torch.Tensor, target: int) -> Floats:
-        """v(h, target) of events whose vectors were `gathered`, (n_events) float32."""
-        return np.asarray((vectors @ self.values[target]).cpu(), np.float32)
+
+def _taken(vectors: torch.Tensor, items: npt.NDArray[np.integer]) -> Floats:
+    """The vectors of some items; of a few, torch's calls would cost more than the work."""
+    if vectors.device.type == "cpu":
+        return np.asarray(vectors.numpy()[items], np.float32)
+    places = torch.from_numpy(np.asarray(items, np.int64)).to(vectors.device)
+    return np.asarray(vectors[places].cpu(), np.float32)
 
 
 Form = ItemItem | SparseFeatures | DenseFeatures

@@ -34,12 +34,14 @@ class EventParts:
         parts: (n_channels × n_events) float64; their sum and the bias are the score.
         bias: the part that no event has: the item's own and, where a head predicts, the user's.
         factors: (n_channels × n_events) float64: parts = factors × v(h, i) of the channel.
+        gates: (n_channels) float64: factors = gates × what events weigh in the channel.
     """
 
     events: npt.NDArray[np.int64]
     parts: npt.NDArray[np.float64]
     bias: float
     factors: npt.NDArray[np.float64]
+    gates: npt.NDArray[np.float64]
 
     @property
     def score(self) -> float:
@@ -56,20 +58,24 @@ class FoldedHistory:
         items: (n_events) item numbers.
         weights: (n_channels × n_events) float64: what an event weighs, over the history's size.
         own: the user's own part, the same for all items.
-        vectors: number of a dense channel → (n_events × dim) vectors of the events.
     """
 
     events: npt.NDArray[np.int64]
     items: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float64]
     own: float
-    vectors: dict[int, torch.Tensor]
 
     @cached_property
     def products(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """The item numbers, ascending and each once, and the place of each event's among them."""
         found, places = np.unique(self.items, return_inverse=True)
         return found, places
+
+    @cached_property
+    def of_products(self) -> npt.NDArray[np.float64]:
+        """(n_channels × n_products) float64, the weights of each product's events together."""
+        products, places = self.products
+        return np.stack([np.bincount(places, of, len(products)) for of in self.weights])
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,42 +253,47 @@ class FusedModel:
             histories, span, head: as in `parts`.
         """
         events = np.arange(span.first[0], span.last[0])
+        items = histories.items[span.first[0] : span.last[0]]
         weights = np.zeros((len(self.channels), len(events)))
         decays: list[Decay] = []  # of several channels with the same decay, one
-        rows: list[tuple[npt.NDArray[np.float64], sp.csr_matrix]] = []
+        decayed: list[npt.NDArray[np.float32]] = []
         for number, channel in enumerate(self.channels):
             if len(events) and self.heads[head].weighs(number):
                 if channel.decay not in decays:
-                    flat, decayed = histories.event_weights(span, channel.decay)
-                    matrix = histories.matrix(span, flat, decayed)
                     decays.append(channel.decay)
-                    rows.append((decayed.astype(np.float64), matrix))
-                of_events, matrix = rows[decays.index(channel.decay)]
-                weights[number] = of_events / float(channel.form.size(matrix)[0])
+                    decayed.append(histories.event_weights(span, channel.decay)[1])
+                of_events = decayed[decays.index(channel.decay)]
+                weights[number] = of_events / channel.form.size(items, of_events)
         own = float(self.own_parts(histories, span, head)[0])
-        items = histories.items[events]
-        vectors = {
-            number: channel.form.gathered(items)
-            for number, channel in enumerate(self.channels)
-            if isinstance(channel.form, DenseFeatures)
-        }
-        return FoldedHistory(events, items, weights, own, vectors)
+        return FoldedHistory(events, items, weights, own)
 
     def parts_of(self, history: FoldedHistory, item: int, head: Head) -> EventParts:
         """The score of an item taken apart, for a history that was folded for this head."""
+        return self.parts_of_each(history, np.array([item]), head)[0]
+
+    def parts_of_each(
+        self, history: FoldedHistory, items: npt.NDArray[np.integer], head: Head
+    ) -> list[EventParts]:
+        """The scores of some items taken apart, for a history that was folded for this head.
+
+        Args:
+            history: see `folded`.
+            items: (n) item numbers, each once.
+            head: of the scores.
+        """
         gates, biases = self._sided(head)
-        factors = gates[:, item, None].astype(np.float64) * history.weights
+        of_items = gates[:, items].T.astype(np.float64)  # (n, n_channels)
+        factors = of_items[:, :, None] * history.weights  # (n, n_channels, n_events)
         parts = np.zeros_like(factors)
         for number, channel in enumerate(self.channels):
-            if gates[number, item] and len(history.events):
-                form = channel.form
-                if isinstance(form, DenseFeatures):
-                    said = form.of_vectors(history.vectors[number], item)
-                else:
-                    said = form.of_events(history.items, item)
-                parts[number] = factors[number] * said
-        bias = float(biases[item]) + history.own
-        return EventParts(history.events, parts, bias, factors)
+            if len(history.events) and of_items[:, number].any():
+                said = channel.form.of_targets(history.items, items)
+                np.multiply(factors[:, number], said, out=parts[:, number])
+        bias = (biases[items].astype(np.float64) + history.own).tolist()
+        return [
+            EventParts(history.events, *of_item)
+            for of_item in zip(parts, bias, factors, of_items, strict=True)
+        ]
 
     def _sided(self, head: Head) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Gates (n_channels × n_items) and biases (n_items)."""

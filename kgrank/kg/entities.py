@@ -23,19 +23,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class LightSteps:
+    """The steps item → user → item of "light", from which its items' vectors can be made again.
+
+    A_k are `symmetric` behaviours of kind k: y_0 = base, y_t = Σ_k w_tk ⊙ A_kᵀ (Σ_k A_k y_t-1),
+    and a target is Σ_t y_t before it is of length 1.
+
+    Attributes:
+        base: (n_items × dim) float32: an item's own part, what words and text say, and its facts.
+        weights: (hops × n_kinds × dim) float32, kinds in the order of `Histories.by_kind`.
+    """
+
+    base: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
 class EntityVectors:
     """Vectors of entities, in the space of the items' vectors.
 
     Attributes:
         ids: (n) entity ids, no two the same.
         values: (n × dim) float32.
+        steps: the steps over users beside them; None where the encoder takes none.
     """
 
     ids: tuple[str, ...]
     values: npt.NDArray[np.float32]
+    steps: LightSteps | None = None
 
     def save(self, path: Path) -> None:
-        """Write a Parquet file with the columns `entity_id` and `vector`."""
+        """Write a Parquet file with the columns `entity_id` and `vector`; it holds no steps."""
         ids = pa.array(self.ids, pa.string())
         flat = pa.array(np.ascontiguousarray(self.values, np.float32).reshape(-1))
         vectors = pa.FixedSizeListArray.from_arrays(flat, self.values.shape[1])
@@ -77,10 +95,13 @@ def entity_vectors(encoder: GraphEncoder, graph: GraphInput) -> EntityVectors:
 
     ids: list[str] = []
     parts = [np.empty((0, encoder.target.shape[1]), np.float32)]
-    of_tails = None
+    of_tails = steps = None
     if isinstance(encoder, LightEncoder):
         with torch.no_grad():
             of_tails = _means(graph) @ encoder.facts().cpu().numpy()
+            if len(encoder.hop):
+                base = (encoder.base() + encoder.known()).cpu().numpy()
+                steps = LightSteps(base, encoder.hop.cpu().numpy())
     for kind, start in type_starts(graph.data)[0].items():
         if kind in ("item", "user"):
             continue
@@ -91,7 +112,16 @@ def entity_vectors(encoder: GraphEncoder, graph: GraphInput) -> EntityVectors:
             parts.append(of_tails[tails])
         elif isinstance(encoder, MessageEncoder):
             parts.append(encoder.tables[kind].detach().cpu().numpy()[own[tails]])
-    return EntityVectors(tuple(ids), np.concatenate(parts))
+    return EntityVectors(tuple(ids), np.concatenate(parts), steps)
+
+
+def symmetric(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """D_u^-1/2 · X · D_i^-1/2 of a binary X (n_users × n_items), as in LightGCN."""
+    ones = sp.csr_matrix(matrix, dtype=np.float32, copy=True)
+    ones.data[:] = 1.0
+    of_users = np.maximum(np.asarray(ones.sum(axis=1)).ravel(), 1.0) ** -0.5
+    of_items = np.maximum(np.asarray(ones.sum(axis=0)).ravel(), 1.0) ** -0.5
+    return sp.csr_matrix(sp.diags(of_users) @ ones @ sp.diags(of_items), dtype=np.float32)
 
 
 def fact_weights(graph: KnowledgeGraph, items: Vocabulary) -> sp.csr_matrix:

@@ -24,6 +24,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
+from kgrank.kg.entities import symmetric
 from kgrank.kg.exchange import entity_features
 from kgrank.kg.propagation import Adjacency, LightConv, propagate, sampled
 
@@ -247,7 +248,7 @@ class LightEncoder(GraphEncoder):
             Adjacency.of(_chosen(graph.relations, n_relations)),
             Adjacency.of(_chosen(graph.tails, n_tails)),
         )
-        self._all = [_symmetric(matrix) for matrix in graph.behaviours.values()]
+        self._all = [symmetric(matrix) for matrix in graph.behaviours.values()]
         self._sampled = hops > 0 and sum(matrix.nnz for matrix in self._all) > WALKED_EDGES
         self._behaviours = [Adjacency.of(matrix) for matrix in self._all]
         self._step = LightConv()
@@ -257,9 +258,14 @@ class LightEncoder(GraphEncoder):
         relation, tail = self._fact
         return propagate(self.relation, relation) * propagate(self.tail, tail)
 
+    def known(self) -> Tensor:
+        """What facts bring to each item, (n_items × dim)."""
+        brought: Tensor = self._step(self.facts(), self._known)
+        return brought
+
     def brought(self) -> Tensor:
         """What facts and neighbours bring, linear in the edges, (n_items × dim)."""
-        known: Tensor = self._step(self.facts(), self._known)
+        known = self.known()
         if not len(self.hop):
             return known
         near, step = known, self.base() + known
@@ -463,15 +469,6 @@ def _chosen(columns: npt.NDArray[np.int64], n_columns: int) -> sp.csr_matrix:
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, parts)  # without a copy of all of them
-
-
-def _symmetric(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """D_u^-1/2 · X · D_i^-1/2 of a binary X, as in LightGCN."""
-    ones = sp.csr_matrix(matrix, dtype=np.float32, copy=True)
-    ones.data[:] = 1.0
-    of_users = np.maximum(np.asarray(ones.sum(axis=1)).ravel(), 1.0) ** -0.5
-    of_items = np.maximum(np.asarray(ones.sum(axis=0)).ravel(), 1.0) ** -0.5
-    return sp.csr_matrix(sp.diags(of_users) @ ones @ sp.diags(of_items), dtype=np.float32)
 
 
 def _means(matrix: sp.csr_matrix) -> sp.csr_matrix:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,7 +27,7 @@ from kgrank.fusion.prediction import Predictor
 from kgrank.fusion.selection import Choice
 from kgrank.fusion.training import Fit
 from kgrank.fusion.weights import FusionWeights, ItemSide
-from kgrank.kg.entities import EntityVectors
+from kgrank.kg.entities import EntityVectors, LightSteps
 from kgrank.kg.graph import ItemEntityMatrix, KnowledgeGraph
 from kgrank.kg.splits import SplitCuts, SplitSettings
 from kgrank.kg.tables import Tables
@@ -184,6 +184,9 @@ class Bundle:
                     arrays["vectors"][f"{name}.sources"] = form.sources.cpu().numpy()
                 if form.entities is not None:
                     form.entities.save(folder / _entities(name))
+                    if form.entities.steps is not None:
+                        arrays["vectors"][f"{name}.base"] = form.entities.steps.base
+                        arrays["vectors"][f"{name}.steps"] = form.entities.steps.weights
                 if form.lengths is not None:
                     arrays["vectors"][f"{name}.lengths"] = form.lengths
             else:
@@ -306,6 +309,9 @@ def _form(
 ) -> Form:
     if kind == "vectors":
         sources = arrays.get(f"{name}.sources")
+        if entities is not None and f"{name}.steps" in arrays:
+            steps = LightSteps(arrays[f"{name}.base"], arrays[f"{name}.steps"])
+            entities = replace(entities, steps=steps)
         return DenseFeatures(
             torch.from_numpy(arrays[name]),
             None if sources is None else torch.from_numpy(sources),

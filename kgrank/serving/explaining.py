@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from kgrank.errors import ModelError
 from kgrank.fusion.history import Histories, Spans
-from kgrank.fusion.model import EventParts, FoldedHistory, FusedModel, Head
+from kgrank.fusion.model import EventParts, FusedModel, Head
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.explanation import TOLERANCE, EventShare, Explanation, Path, Remainder
 from kgrank.serving.paths import FoundPaths, PathFinder
@@ -46,38 +46,38 @@ class Explainer:
         bundle, histories = self.bundle, self.bundle.histories
         user = bundle.users.number(user_id)
         span = histories.of_users(np.array([user]))
-        met = set(histories.items[span.first[0] : span.last[0]].tolist())
-        met_ids = bundle.items.ids(histories.items[span.first[0] : span.last[0]]).tolist()
-        folded: dict[Head, FoldedHistory] = {}
-        for item_id, item in [(item_id, bundle.items.number(item_id)) for item_id in item_ids]:
-            of: Head = head or ("all" if item in met else "new")
-            if of not in folded:
-                folded[of] = self.model.folded(histories, span, of)
-            parts = self.model.parts_of(folded[of], item, of)
-            found = self.paths.find(parts, folded[of], item, user)
+        own = histories.items[span.first[0] : span.last[0]]
+        met, met_ids = set(own.tolist()), bundle.items.ids(own).tolist()
+        numbers = [bundle.items.number(item_id) for item_id in item_ids]
+        heads: list[Head] = [head or ("all" if item in met else "new") for item in numbers]
+        split = {
+            of: self._split(
+                span, user, [i for i, h in zip(numbers, heads, strict=True) if h == of], of
+            )
+            for of in dict.fromkeys(heads)
+        }
+        for item_id, item, of in zip(item_ids, numbers, heads, strict=True):
+            parts, found = split[of][item]
             paths = self.paths.shown(
                 found, self.paths.choose(found, max_paths), user_id, item, anonymous=anonymous
             )
-            why = self._explanation(user_id, item_id, parts, found, paths, met_ids)
-            predictor = self.model.predictors.get(of)
-            if predictor is not None:
-                why = replace(why, task=of, prediction=float(predictor.link(parts.score)))
+            why = self._explanation(
+                user_id, item_id, item, of, parts, found, paths, met_ids, language
+            )
             why.check()
             if next(self._count) % CHECKED == 0:
                 self._check_score(why, span, item, of)
-            yield replace(
-                why,
-                text=describe(
-                    bias=why.bias if predictor is None else self._above_mean(item, of),
-                    contributions=why.contributions,
-                    events=why.events,
-                    paths=why.paths,
-                    item_names=bundle.names,
-                    is_new=bool(self.model.side.cold[item]),
-                    language=language,
-                    settings=bundle.config.wording,
-                ),
-            )
+            yield why
+
+    def _split(
+        self, span: Spans, user: int, items: list[int], head: Head
+    ) -> dict[int, tuple[EventParts, FoundPaths]]:
+        """The scores of some items taken apart, and all their paths."""
+        each = np.array(list(dict.fromkeys(items)))
+        folded = self.model.folded(self.bundle.histories, span, head)
+        parts = self.model.parts_of_each(folded, each, head)
+        found = self.paths.find_each(parts, folded, each, user)
+        return dict(zip(each.tolist(), zip(parts, found, strict=True), strict=True))
 
     @cached_property
     def paths(self) -> PathFinder:
@@ -92,24 +92,41 @@ class Explainer:
         self,
         user_id: str,
         item_id: str,
+        item: int,
+        head: Head,
         parts: EventParts,
         found: FoundPaths,
         paths: tuple[Path, ...],
         met_ids: list[str],
+        language: str,
     ) -> Explanation:
-        brought, by_paths = parts.parts.sum(axis=1), found.of_channels.sum(axis=1)
+        bundle, predictor = self.bundle, self.model.predictors.get(head)
+        score, brought = parts.score, parts.parts.sum(axis=1).tolist()
         names = [channel.name for channel in self.model.channels]
-        sums = zip(names, brought.tolist(), by_paths.tolist(), strict=True)
+        sums = zip(names, brought, found.of_channels.sum(axis=1).tolist(), strict=True)
+        contributions = dict(zip(names, brought, strict=True))
+        events = _event_shares(bundle.histories, parts, met_ids)
         return Explanation(
             user_id=user_id,
             item_id=item_id,
-            score=parts.score,
+            score=score,
             bias=parts.bias,
-            contributions=dict(zip(names, brought.tolist(), strict=True)),
-            events=_event_shares(self.bundle.histories, parts, met_ids),
+            contributions=contributions,
+            events=events,
             paths=paths,
             rules=(),
-            text="",
+            text=describe(
+                bias=parts.bias if predictor is None else self._above_mean(item, head),
+                contributions=contributions,
+                events=events,
+                paths=paths,
+                item_names=bundle.names,
+                is_new=bool(self.model.side.cold[item]),
+                language=language,
+                settings=bundle.config.wording,
+            ),
+            task="rank" if predictor is None else head,
+            prediction=None if predictor is None else float(predictor.link(score)),
             remainder={name: Remainder(of, whole - of) for name, whole, of in sums},
         )
 

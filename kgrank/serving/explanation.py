@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from kgrank.errors import ModelError
@@ -27,6 +27,17 @@ class PathEdge:
     relation: str
     head: str
     tail: str
+
+
+def backward(nodes: Sequence[PathNode], edges: Sequence[PathEdge]) -> tuple[bool, ...]:
+    """Of each edge whether it is stored against the path; an edge at a user leaves it."""
+    return tuple(
+        [
+            right.type == "user"
+            or (left.type != "user" and edge.head == right.id and edge.tail == left.id)
+            for edge, left, right in zip(edges, nodes[:-1], nodes[1:], strict=True)
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -72,11 +83,7 @@ class Path:
 
     def backward(self) -> tuple[bool, ...]:
         """Of each edge whether it is stored against the path; an edge at a user leaves it."""
-        return tuple(
-            right.type == "user"
-            or (left.type != "user" and edge.head == right.id and edge.tail == left.id)
-            for edge, (left, right) in zip(self.edges, pairwise(self.nodes), strict=True)
-        )
+        return backward(self.nodes, self.edges)
 
 
 @dataclass(frozen=True)
@@ -159,20 +166,28 @@ class Explanation:
             ModelError: a sum is off. That is a fault in kgrank.
         """
         total = sum(self.contributions.values())
+        moved = abs(self.bias) + sum(map(abs, self.contributions.values()))
+        allowed = TOLERANCE * moved + 1e-9
         of_events = total - self.contributions.get("rules", 0.0)
-        splits = {
-            "channels": (self.bias + total, self.score),
-            "events": (sum(event.contribution for event in self.events), of_events),
-        }
+        events = 0.0
+        for event in self.events:
+            events += event.contribution
+        splits = [
+            ("channels", "", self.bias + total, self.score),
+            ("events", "", events, of_events),
+        ]
+        shown = dict.fromkeys(self.remainder, 0.0)
+        for path in self.paths:
+            for channel, part in path.channels.items():
+                shown[channel] += part
         for channel, rest in self.remainder.items():
             whole = self.contributions[channel]
-            splits[f"paths of {channel}"] = (rest.paths + rest.without_path, whole)
-            shown = sum(path.channels.get(channel, 0.0) for path in self.paths)
-            splits[f"shown paths of {channel}"] = (max(shown, rest.paths), rest.paths)
-        moved = abs(self.bias) + sum(map(abs, self.contributions.values()))
-        for name, (found, wanted) in splits.items():
-            if not abs(found - wanted) <= TOLERANCE * moved + 1e-9:
+            splits.append(("paths of ", channel, rest.paths + rest.without_path, whole))
+            most = max(shown[channel], rest.paths)
+            splits.append(("shown paths of ", channel, most, rest.paths))
+        for name, channel, found, wanted in splits:
+            if not abs(found - wanted) <= allowed:
                 raise ModelError(
                     f"internal error: why {self.item_id!r} for {self.user_id!r}: found a sum of "
-                    f"{name} of {found!r}; allowed: {wanted!r}. Please report it."
+                    f"{name}{channel} of {found!r}; allowed: {wanted!r}. Please report it."
                 )

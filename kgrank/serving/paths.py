@@ -8,16 +8,28 @@ channel's paths carry is the arithmetic of `kgrank.fusion.attribution`:
 | `linear`, `directed` | other users, shared entities | its row's part of the weight |
 | `graph` | shared entities | the product of both features |
 | `learned` | shared entities | the product of what the entity brings to both vectors |
+| `learned` with hops | other users | `kgrank.fusion.light`: what went over the user |
 
-An entity may also be an item that both products are tied to. The other channels have no paths
-(shared words are no nodes), nor has `learned` unless its encoder is "light".
+An entity may also be an item that both products are tied to (in `learned` an entity alone). The
+other channels have no paths (shared words are no nodes), nor has `learned` unless its encoder is
+"light".
+
+There are no other kinds of paths, since the model's arithmetic knows none of up to four edges:
+
+- over a fact that ties both products to each other: an item is not among its own features, so a
+  product of features has no term of it. In `learned` it has one, with the vector of an item as a
+  tail, which a bundle does not keep.
+- over a fact between entities, or a fact of a third item: features and side rows hold what touches
+  the item itself, and no step goes from fact to fact.
+- over several users: in `learned` that is over a third item, so five edges. In `linear` and
+  `directed` the second order of a weight pulls down: it is what others have said already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -25,22 +37,25 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from kgrank.compiled import compiled
-from kgrank.fusion.attribution import Regression, SharedFacts, Ways
+from kgrank.fusion.attribution import Regression, SharedFacts
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
 from kgrank.fusion.evidence import Evidence, ItemFeatures, Steps, numbered
 from kgrank.fusion.history import REFUSED
 from kgrank.fusion.item_item import Ridge
+from kgrank.fusion.light import SharedUsers
 from kgrank.fusion.model import EventParts, FoldedHistory
+from kgrank.fusion.ways import Ways, carried
 from kgrank.kg.entities import EntityVectors, fact_weights
-from kgrank.kg.vocabulary import USER, Node
+from kgrank.kg.vocabulary import USER
 from kgrank.serving.bundle import Bundle
-from kgrank.serving.cypher import path_query
+from kgrank.serving.cypher import query_of
 from kgrank.serving.explanation import Path, PathEdge, PathNode
+from kgrank.serving.path_choice import chosen, merged, most_often
 
 LEAST = 1 / 100  # of the strongest; what carries less is not shown
 NOTABLE = 1 / 10  # of the strongest, from which on another product comes first
 LEAST_INFORMATION = 0.1  # of a node; see `PathFinder.information`
+KEPT = 1 << 16  # nodes as people see them that are kept, some 20 MB
 
 Numbers = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -85,31 +100,45 @@ class PathFinder:
             item: item number, explained.
             user: user number.
         """
-        met, place_of = history.products
-        found: list[tuple[npt.NDArray[np.integer], Numbers, Doubles, int]] = []
+        return self.find_each([parts], history, np.array([item]), user)[0]
+
+    def find_each(
+        self,
+        parts: Sequence[EventParts],
+        history: FoldedHistory,
+        items: npt.NDArray[np.integer],
+        user: int,
+    ) -> list[FoundPaths]:
+        """The same for several items (n) of one user, each once; `parts` are in their order."""
+        met = history.products[0]
+        gates = np.stack([of_item.gates for of_item in parts])  # (n, n_channels)
+        n_channels, n_nodes = gates.shape[1], len(self.informative)
+        keys, sums = [np.empty(0, np.int64)], [np.empty(0)]
+        channels = [np.empty(0, np.int64)]
         for number, channel in enumerate(self.bundle.model.channels):
-            if not parts.factors[number].any():
+            if not len(met) or not gates[:, number].any():
                 continue
-            factors = np.bincount(place_of, parts.factors[number], minlength=len(met))
-            for ways, nodes in self._ways(channel, met, item, user):
-                carried = ways.parts * factors[ways.places]
-                up = carried > 0.0  # a product that was refused takes away: that is no reason
-                found.append((ways.places[up], nodes[ways.middles[up]], carried[up], number))
-        n_channels = len(self.bundle.model.channels)
-        if not found:
-            nothing = np.empty(0, np.int64)
-            return FoundPaths(nothing, nothing, np.empty(0), np.empty((n_channels, 0)))
-        n_nodes = len(self.bundle.graph.nodes)
-        keys = np.concatenate([p.astype(np.int64) * n_nodes + m for p, m, _, _ in found])
-        carried = np.concatenate([carried for _, _, carried, _ in found])
-        channels = np.repeat([n for _, _, _, n in found], [len(c) for _, _, c, _ in found])
-        paths, of_channels = _merged(keys, carried, channels, n_channels)
-        return FoundPaths(
-            met[paths // n_nodes].astype(np.int64),
-            paths % n_nodes,
-            of_channels.sum(axis=0),
-            of_channels,
+            of_met, of_items = history.of_products[number], gates[:, number].copy()
+            for ways, nodes in self._ways(channel, met, items, user):
+                paths, parts_of = carried(ways, of_met, of_items, nodes, n_nodes)
+                keys.append(paths)
+                sums.append(parts_of)
+                channels.append(np.full(len(paths), number))
+        joined = np.concatenate(keys)
+        products, middles, of_channels, sum_of, starts = merged(
+            joined,
+            np.argsort(joined, kind="stable"),
+            np.concatenate(sums),
+            np.concatenate(channels),
+            n_channels,
+            met,
+            n_nodes,
+            len(items),
         )
+        return [
+            FoundPaths(products[a:b], middles[a:b], sum_of[a:b], of_channels[:, a:b])
+            for a, b in pairwise(starts.tolist())
+        ]
 
     def choose(self, found: FoundPaths, n: int) -> list[Chosen]:
         """At most n of the paths, the strongest and different, the strongest first.
@@ -119,36 +148,16 @@ class PathFinder:
         (`information`) is not shown; other products of the history go first as long as they carry
         a tenth of the strongest; what carries less than a hundredth of it is not shown.
         """
-        told = self.information[found.middles] >= LEAST_INFORMATION
-        over_user = self.bundle.graph.nodes.types[found.middles] == USER
-        few = np.flatnonzero(told & ~over_user)
-        of_users = np.flatnonzero(told & over_user)
-        items = found.items[of_users]
-        order = np.lexsort((-found.parts[of_users], items))
-        of_users, items = of_users[order], items[order]
-        cuts = [*np.flatnonzero(np.diff(items, prepend=-1)).tolist(), len(items)]
-        groups = [of_users[start:end] for start, end in pairwise(cuts)]
-        sums = [float(found.parts[group].sum()) for group in groups]
-        strengths = np.concatenate([found.parts[few], sums])
-        ranked = np.argsort(-strengths, kind="stable").tolist()
-        chosen: dict[int, tuple[float, Chosen]] = {}  # place in strengths → strength, path
-        products: set[int] = set()
-        middles: set[int] = set()
-        for least, once in ((NOTABLE, True), (LEAST, False)):
-            for place in ranked:
-                strength = float(strengths[place])
-                if len(chosen) >= n or strength < least * strengths[ranked[0]]:
-                    break
-                group = few[place, None] if place < len(few) else groups[place - len(few)]
-                product = int(found.items[group[0]])
-                if place in chosen or (once and product in products):
-                    continue
-                path = next((int(p) for p in group if int(found.middles[p]) not in middles), None)
-                if path is not None:
-                    chosen[place] = strength, Chosen(path, group[group != path].tolist())
-                    products.add(product)
-                    middles.add(int(found.middles[path]))
-        return [path for _, path in sorted(chosen.values(), key=lambda entry: -entry[0])]
+        told = self.informative[found.middles]
+        over_user = self._is_user[found.middles]
+        paths, starts, others = chosen(
+            found.items, found.middles, found.parts, told, over_user, n, NOTABLE, LEAST
+        )
+        cuts, rest = starts.tolist(), others.tolist()
+        return [
+            Chosen(path, rest[a:b])
+            for path, (a, b) in zip(paths.tolist(), pairwise(cuts), strict=True)
+        ]
 
     def shown(
         self,
@@ -190,21 +199,37 @@ class PathFinder:
         n_items = max(2, len(bundle.items))
         return np.asarray(1.0 - np.log(np.maximum(degree, 1.0)) / np.log(n_items))
 
+    @cached_property
+    def informative(self) -> npt.NDArray[np.bool_]:
+        """(n_nodes) bool: whether a path over the node may be shown."""
+        return self.information >= LEAST_INFORMATION
+
+    @cached_property
+    def _is_user(self) -> npt.NDArray[np.bool_]:
+        return np.asarray(self.bundle.graph.nodes.types == USER)
+
     def _ways(
-        self, channel: Channel, met: npt.NDArray[np.integer], item: int, user: int
+        self,
+        channel: Channel,
+        met: npt.NDArray[np.integer],
+        items: npt.NDArray[np.integer],
+        user: int,
     ) -> Iterator[tuple[Ways, Numbers]]:
-        """The channel's ways from the products met, and the node of each of their middles."""
+        """The channel's ways from the products met to the items, and the node of each middle."""
         columns = self._column_nodes
         if isinstance(channel.form, ItemItem):
             regression = self._regression(channel)
             if regression is not None:
-                shares = regression.shares(met, item, user)
+                shares = regression.shares(met, items, user)
                 yield shares.users, self.user_nodes
                 yield shares.entities, columns
         else:
             shared = self._shared_facts(channel)
             if shared is not None:
-                yield shared.shares(met, item), columns
+                yield shared.shares(met, items), columns
+            over_users = self._shared_users(channel)
+            if over_users is not None:
+                yield over_users.shares(met, items, user), self.user_nodes
 
     @cached_property
     def user_nodes(self) -> Numbers:
@@ -219,7 +244,7 @@ class PathFinder:
         return self.bundle.item_entities.columns.astype(np.int64)
 
     @cached_property
-    def _made(self) -> dict[str, Regression | SharedFacts | None]:
+    def _made(self) -> dict[str, Regression | SharedFacts | SharedUsers | None]:
         return {}
 
     def _regression(self, channel: Channel) -> Regression | None:
@@ -246,6 +271,17 @@ class PathFinder:
             self._made[channel.name] = made
         found = self._made[channel.name]
         return found if isinstance(found, SharedFacts) else None
+
+    def _shared_users(self, channel: Channel) -> SharedUsers | None:
+        """What the channel says of two items over users who met both; None if nothing."""
+        key, form = f"{channel.name} over users", channel.form
+        if key not in self._made:
+            made = None
+            if isinstance(form, DenseFeatures) and form.entities and form.entities.steps:
+                made = SharedUsers.of(form, form.entities.steps, self.evidence.histories)
+            self._made[key] = made
+        found = self._made[key]
+        return found if isinstance(found, SharedUsers) else None
 
     def _learned_facts(
         self, entities: EntityVectors, lengths: npt.NDArray[np.float32]
@@ -294,66 +330,62 @@ class PathFinder:
         hidden: int | None,
     ) -> Path:
         """A path as people see it; `hidden` numbers the other user instead of the id."""
-        bundle, graph = self.bundle, self.bundle.graph
-        path = chosen.path
+        bundle, graph, path = self.bundle, self.bundle.graph, chosen.path
         product, middle = int(found.items[path]), int(found.middles[path])
-        product_id, item_id = bundle.items.id(product), bundle.items.id(item)
         user = bundle.users.number(user_id)
-        over = graph.node(middle)
-        edges = [PathEdge(self._kind(user, product), user_id, product_id)]
+        ends = (product, self._item(product)), (item, self._item(item))
+        over = self._node(middle)
+        edges = [PathEdge(self._kind(user, product), user_id, ends[0][1].id)]
+        is_hidden = hidden is not None and over.type == "user"
         if over.type == "user":
             other = bundle.users.number(over.id)
-            if hidden is not None:
-                over = Node("user", f"another user {hidden}", "")
-            for end, end_id in ((product, product_id), (item, item_id)):
-                edges.append(PathEdge(self._kind(other, end), over.id, end_id))
+            if is_hidden:
+                over = PathNode(f"another user {hidden}", "user", "")
+            edges += [PathEdge(self._kind(other, end), over.id, node.id) for end, node in ends]
         else:
-            column = int(np.searchsorted(self._column_nodes, middle))
-            for end, end_id in ((product, product_id), (item, item_id)):
+            column = int(self._column_nodes.searchsorted(middle))
+            for end, node in ends:
                 number = bundle.item_entities.edges_at(end, column)[0]
                 relation = graph.relations[graph.edge_relations[number]]
-                ends = (end_id, over.id) if graph.tails[number] == middle else (over.id, end_id)
-                edges.append(PathEdge(relation, *ends))
-        nodes = (
-            PathNode(user_id, "user", user_id),
-            PathNode(product_id, "item", bundle.names[product_id]),
-            PathNode(over.id, over.type, over.name),
-            PathNode(item_id, "item", bundle.names[item_id]),
-        )
-        channels = zip(bundle.model.channels, found.of_channels[:, path], strict=True)
-        made = Path(
+                both = (node.id, over.id) if graph.tails[number] == middle else (over.id, node.id)
+                edges.append(PathEdge(relation, *both))
+        nodes = (PathNode(user_id, "user", user_id), ends[0][1], over, ends[1][1])
+        parts = zip(bundle.model.channels, found.of_channels[:, path].tolist(), strict=True)
+        return Path(
             nodes,
             tuple(edges),
             float(found.parts[path]),
-            {channel.name: float(part) for channel, part in channels if part},
+            {channel.name: part for channel, part in parts if part},
             len(chosen.others),
-            float(found.parts[chosen.others].sum()),
+            float(found.parts[chosen.others].sum()) if chosen.others else 0.0,
+            "" if is_hidden else query_of(nodes, edges),
         )
-        is_hidden = hidden is not None and over.type == "user"
-        return made if is_hidden else replace(made, cypher=path_query(made))
+
+    @cached_property
+    def _node(self) -> Callable[[int], PathNode]:
+        """A node of the graph; those used last are kept."""
+
+        def made(number: int) -> PathNode:
+            node = self.bundle.graph.node(number)
+            return PathNode(node.id, node.type, node.name)
+
+        return lru_cache(KEPT)(made)
+
+    @cached_property
+    def _item(self) -> Callable[[int], PathNode]:
+        """An item by its number; those used last are kept."""
+
+        def made(number: int) -> PathNode:
+            item_id = self.bundle.items.id(number)
+            return PathNode(item_id, "item", self.bundle.names[item_id])
+
+        return lru_cache(KEPT)(made)
 
     def _kind(self, user: int, item: int) -> str:
         """The kind of event that a user has most often on an item; that of a refusal is none."""
-        histories = self.bundle.histories
-        first, last = histories.starts[user], histories.starts[user + 1]
-        kinds = histories.kinds[first:last][histories.items[first:last] == item]
-        if len(kinds) > 1:
-            kinds = kinds[[histories.kind_names[kind] != REFUSED for kind in kinds]]
-        most = kinds[0] if len(kinds) == 1 else np.bincount(kinds).argmax()
-        return histories.kind_names[int(most)]
-
-
-@compiled
-def _merged(
-    keys: Numbers, carried: Doubles, channels: Numbers, n_channels: int
-) -> tuple[Numbers, Doubles]:
-    """The keys (n) ascending and each once, and what they carried: (n_channels × n_keys)."""
-    order = np.argsort(keys, kind="mergesort")
-    kept, n = np.empty(len(keys), np.int64), 0
-    sums = np.zeros((n_channels, len(keys)))
-    for way in order:
-        if n == 0 or kept[n - 1] != keys[way]:
-            kept[n] = keys[way]
-            n += 1
-        sums[channels[way], n - 1] += carried[way]
-    return kept[:n], sums[:, :n].copy()
+        histories, names = self.bundle.histories, self.bundle.histories.kind_names
+        refused = names.index(REFUSED) if REFUSED in names else -1
+        kind = most_often(
+            histories.starts, histories.items, histories.kinds, user, item, refused, len(names)
+        )
+        return names[kind]

@@ -157,16 +157,16 @@ def _explained(
     head = task_head(recommender.bundle, task, repeats)
     pairs = zip(lists["user_id"].tolist(), lists["item_id"].tolist(), strict=True)
     for user_id, rows in groupby(pairs, itemgetter(0)):
-        for why in recommender.explainer.explain(
+        whys = recommender.explainer.explain(
             user_id,
             [item_id for _, item_id in rows],
             max_paths=reasons.paths,
             head=head,
             language=reasons.language,
             anonymous=reasons.anonymous,
-        ):
-            ruled = with_rules(why, recommender.ruling, repeats, head, reasons.language, n)
-            texts.append(ruled.text)
+        )
+        for why in with_rules(whys, recommender.ruling, repeats, head, reasons.language, n):
+            texts.append(why.text)
             paths.append(json.dumps([path.as_dict() for path in why.paths], ensure_ascii=False))
     columns = {"text": texts, "paths": paths}
     return lists.assign(**{name: pd.Series(of, dtype="str") for name, of in columns.items()})

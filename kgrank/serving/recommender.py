@@ -243,7 +243,7 @@ class Recommender:
             language=language,
             anonymous=anonymous,
         )
-        return with_rules(next(found), self.ruling, repeats, head, language)
+        return next(with_rules(found, self.ruling, repeats, head, language))
 
     @cached_property
     def explainer(self) -> Explainer:

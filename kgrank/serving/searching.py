@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -97,8 +98,8 @@ def search(
     """Try settings and keep what was found in a folder.
 
     A trial that raises a `KgrankError` has failed, and the search goes on. Settings that were tried
-    before are not tried again. With several folds, a trial that is below the median of the others
-    after a fold is left there (`optuna.pruners.MedianPruner`).
+    before are not tried again, nor do they count. With several folds, a trial that is below the
+    median of the others after a fold is left there (`optuna.pruners.MedianPruner`).
 
     Args:
         space: what is tried.
@@ -119,7 +120,7 @@ def search(
     out = Path(out)
     grid = _grid(space) if settings.sampler == "grid" else []
     n_trials = settings.trials or (len(grid) if grid else TRIED)
-    n_trials = min(n_trials, len(grid)) if grid else n_trials
+    n_trials = int(min(n_trials, math.prod(one.size() for one in space)))
     words = [[asdict(one) for one in space], settings.sampler, settings.metric, identity]
     mark = sha256(json.dumps(words, default=str).encode()).hexdigest()
     made = not out.exists()
@@ -226,10 +227,11 @@ def _try(
 
     trial, begun = study.ask(), time.monotonic()
     settings = {one.name: _drawn(trial, one) for one in space}
-    same = next((t for t in trials if t.settings == settings and t.state == "done"), None)
-    if same is not None:
-        _keep(trial, settings, same.folds, 0.0)
-        study.tell(trial, same.value)
+    same = next((t for t in trials if t.settings == settings), None)
+    if same is not None:  # the sampler is told again, and `_trials` passes over it
+        _keep(trial, settings, same.folds, 0.0, same.error)
+        state = {"done": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[same.state]
+        study.tell(trial, same.value, state=optuna.trial.TrialState[state])
         return
     folds: list[float] = []
     try:
@@ -268,7 +270,7 @@ def _keep(
 
 
 def _trials(study: optuna.Study) -> list[Tried]:
-    """All trials that came to an end of their own."""
+    """All trials that came to an end of their own, but for what was drawn again."""
     from optuna.trial import TrialState
 
     states: dict[Any, Literal["done", "pruned", "failed"]] = {
@@ -285,6 +287,8 @@ def _trials(study: optuna.Study) -> list[Tried]:
         value = trial.value if state == "done" else None
         folds = tuple(told["folds"])
         settings, error = told["settings"], told["error"]
+        if any(settings == before.settings for before in ended):
+            continue
         ended.append(Tried(len(ended), settings, state, value, folds, told["seconds"], error))
     return ended
 

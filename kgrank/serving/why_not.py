@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kgrank.errors import ConfigError
 from kgrank.fusion.history import REFUSED, Histories, Spans
 from kgrank.fusion.model import Head, Repeats
-from kgrank.serving.effects import effects, list_scores
+from kgrank.serving.effects import RuledLists, effects, list_scores
 from kgrank.serving.explanation import RuleEffect
 from kgrank.serving.ruling import Ruling
 
@@ -115,7 +115,8 @@ def why_not(
     allowed = np.isfinite(scores)
     listed = ruling.listed(before, [user], n, head, candidates)[0]
     listed = listed[listed >= 0]
-    told = effects(ruling, before, user, item, n, head, candidates, language)
+    lists = RuledLists(ruling, before, user, n, head, candidates)
+    told = effects(lists, item, language)
     outside = candidates is not None and item not in candidates
     place = int(np.flatnonzero(listed == item)[0]) + 1 if item in listed else None
     by_rule = any(effect.action in ("exclude", "only") for effect in told)

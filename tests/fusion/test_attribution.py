@@ -9,10 +9,11 @@ import scipy.sparse as sp
 
 from kgrank.fusion import evidence as evidence_module
 from kgrank.fusion import item_item
-from kgrank.fusion.attribution import Regression, SharedFacts, Ways
+from kgrank.fusion.attribution import Regression, SharedFacts
 from kgrank.fusion.evidence import Evidence, ItemFeatures, Steps
 from kgrank.fusion.history import Histories
 from kgrank.fusion.item_item import Ridge
+from kgrank.fusion.ways import Ways
 
 N_USERS, N_ITEMS = 40, 9
 RIDGE = Ridge(penalty=4.0, dropout=0.3, entities=2.0, words=1.5)
@@ -61,7 +62,7 @@ def dense_rows(
 
 def totals(ways: Ways) -> dict[tuple[int, int], float]:
     found: dict[tuple[int, int], float] = {}
-    for place, middle, part in zip(*(column.tolist() for column in ways), strict=True):
+    for place, middle, part in zip(*(column.tolist() for column in ways[1:]), strict=True):
         found[place, middle] = found.get((place, middle), 0.0) + part
     return found
 
@@ -111,7 +112,7 @@ def test_each_row_that_holds_both_has_its_part_of_the_weight(
                     share = weight * pull[row] / max(pull.sum(), weight)
                     of = wanted[kind]
                     of[place, number] = of.get((place, number), 0.0) + share
-        found = regression.shares(items, target, user)
+        found = regression.shares(items, np.array([target]), user)
         assert totals(found.users) == pytest.approx(wanted["user"], rel=2e-3, abs=1e-6)
         assert totals(found.entities) == pytest.approx(wanted["entity"], rel=2e-3, abs=1e-6)
         n_ways += len(wanted["user"]) + len(wanted["entity"])
@@ -124,7 +125,7 @@ def test_the_parts_of_a_weight_are_at_most_the_weight() -> None:
     regression = Regression.of(evidence, RIDGE, None, weights)
     items = np.arange(N_ITEMS)
     for target in range(N_ITEMS):
-        users, entities = regression.shares(items, target, -1)
+        users, entities = regression.shares(items, np.array([target]), -1)
         sums = np.zeros(N_ITEMS)
         for ways in (users, entities):
             sums += np.bincount(ways.places, ways.parts, minlength=N_ITEMS)
@@ -147,9 +148,9 @@ def test_a_large_catalogue_has_its_rare_features_and_its_local_ridge(
     ridge = Ridge(penalty=2.0, entities=3.0)
     weights = evidence.linear_moments().weights(ridge, neighbors=N_ITEMS)
     regression = Regression.of(evidence, ridge, None, weights)
-    seen = set()
+    seen, items = set(), np.arange(N_ITEMS)
     for target in range(N_ITEMS):
-        seen |= set(regression.shares(np.arange(N_ITEMS), target, -1).entities.middles.tolist())
+        seen |= set(regression.shares(items, np.array([target]), -1).entities.middles.tolist())
     assert seen <= set(np.flatnonzero(frequency <= 2).tolist())
     assert seen
 
@@ -157,5 +158,5 @@ def test_a_large_catalogue_has_its_rare_features_and_its_local_ridge(
 def test_shared_facts_by_hand() -> None:
     """Item 0 = (2, 0, 1), item 1 = (3, 4, 0), item 2 = (0, 5, 6): 0 and 2 share the last, 6."""
     table = sp.csr_matrix(np.array([[2, 0, 1], [3, 4, 0], [0, 5, 6]], np.float32))
-    found = SharedFacts.of(table, table).shares(np.array([0, 1, 2]), 2)
+    found = SharedFacts.of(table, table).shares(np.array([0, 1, 2]), np.array([2]))
     assert totals(found) == {(0, 2): 6.0, (1, 1): 20.0}

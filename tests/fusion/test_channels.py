@@ -75,6 +75,15 @@ def test_size_is_the_root_mean_square_and_one_for_a_row_of_zeros() -> None:
 
 
 @each_form
+def test_the_size_of_one_history_is_that_of_its_scores(form: Form) -> None:
+    """An item that comes twice adds up; a history that says nothing has size 1."""
+    history = sp.csr_matrix(np.array([[0, 2, 0, -1, 0, 3, 0]], np.float32))
+    items, weights = np.array([5, 1, 3, 5]), np.array([1, 2, -1, 2], np.float32)
+    assert form.size(items, weights) == pytest.approx(float(sizes(form.scores(history))[0, 0]))
+    assert form.size(items[:0], weights[:0]) == 1.0
+
+
+@each_form
 def test_scaled_rows_are_the_scores_over_their_sizes(form: Form) -> None:
     """A history that says nothing has size 1."""
     histories = random_rows((6, N_ITEMS), 7).tolil()

@@ -91,7 +91,7 @@ def test_without_events_of_others_it_is_the_score_of_a_fit_without_them(name: st
     fitted = channel_of(without_event(without_event(of, other, 1), other, ITEM), name)
     span = histories.of_users(np.array([USER]))
     row = histories.weights(span, DECAY)
-    size = float(made.model.channels[0].form.size(row)[0])
+    size = made.model.channels[0].form.size(row.indices, row.data)
     wanted = float(fitted.form.scores(row)[0, ITEM]) / size
     assert found == pytest.approx(wanted, rel=1e-4)
     whole = made.score(histories, USER, ITEM, "new", Removed())
@@ -117,7 +117,7 @@ def test_without_facts_it_is_the_score_of_a_fit_without_them(name: str) -> None:
     fitted = channel_of(replace(of, features=replace(of.features, entities=rows)), name)
     span = histories.of_users(np.array([USER]))
     row = histories.weights(span, DECAY)
-    size = float(made.model.channels[0].form.size(row)[0])
+    size = made.model.channels[0].form.size(row.indices, row.data)
     wanted = float(fitted.form.scores(row)[0, ITEM]) / size
     found = made.score(histories, USER, ITEM, "new", Removed(facts=frozenset(facts)))
     assert found == pytest.approx(wanted, rel=1e-4)
@@ -134,7 +134,7 @@ def test_without_the_users_own_events_they_are_no_history_and_no_row() -> None:
     less = without_event(of, USER, first)
     span = less.histories.of_users(np.array([USER]))
     row = less.histories.weights(span, DECAY)
-    size = float(made.model.channels[0].form.size(row)[0])  # of the weights as they were
+    size = made.model.channels[0].form.size(row.indices, row.data)  # of the weights as they were
     wanted = float(channel_of(less, "linear").form.scores(row)[0, ITEM]) / size
     assert found == pytest.approx(wanted, rel=1e-4)
 
@@ -163,7 +163,8 @@ def test_learned_vectors_are_without_what_the_entity_brought() -> None:
     )
     of = Evidence.of_events(histories)
     made = rescorer(of, Channel("learned", Decay(), form), {"learned": parts})
-    size = float(form.size(histories.weights(histories.of_users(np.array([0])), Decay()))[0])
+    row = histories.weights(histories.of_users(np.array([0])), Decay())
+    size = form.size(row.indices, row.data)
     scores = [
         made.score(histories, 0, 1, "new", Removed(facts=frozenset(facts))) * size
         for facts in ((), ((1, 0),), ((1, 0), (0, 0)))

@@ -16,7 +16,7 @@ from kgrank.fusion.channels import Channel, DenseFeatures, SparseFeatures
 from kgrank.fusion.history import REFUSED, Decay
 from kgrank.fusion.model import FusedModel
 from kgrank.fusion.weights import FusionWeights
-from kgrank.kg.entities import EntityVectors, entity_vectors
+from kgrank.kg.entities import EntityVectors, entity_vectors, symmetric
 from kgrank.kg.gnn import GraphInput, LightEncoder, graph_encoder, type_starts
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.tables import Tables
@@ -377,14 +377,21 @@ def test_the_learned_channel_speaks_over_what_both_products_share(
     weights = FusionWeights.equal(1)
     model = FusedModel((channel,), shop_bundle.model.side, {"new": weights, "all": weights})
     recommender = Recommender(replace(shop_bundle, model=model), "cpu")
+    steps, of_kinds = entities.steps, [symmetric(m) for m in histories.by_kind().values()]
+    assert steps is not None
+    users = sum(matrix @ steps.base for matrix in of_kinds)
+    brought = sum(w * (m.T @ users) for w, m in zip(steps.weights[0], of_kinds, strict=True))
+    assert steps.base + brought == pytest.approx(sums[1].numpy(), rel=1e-3, abs=1e-5)
     known = graph.known.toarray().astype(np.float64)
     start, n_products = type_starts(data)[0]["item"], len(shop_bundle.items)
     tails = graph.nodes[graph.tails] - start
     products = (tails >= 0) & (tails < n_products)  # as entities they have no vectors
     squares = np.where(products, 0.0, (facts**2).sum(axis=1))
-    carried = 0
+    carried = over_users = 0
     for user, item in pairs[:40]:
         every = all_paths(recommender, user, item)
+        is_user = shop_bundle.graph.nodes.types[every.middles] == USER
+        over_users += int(is_user.sum())
         number, of = int(shop_bundle.users.numbers([user])[0]), every.items
         folded = model.folded(histories, histories.of_users(np.array([number])), "new")
         target = int(shop_bundle.items.numbers([item])[0])
@@ -397,10 +404,14 @@ def test_the_learned_channel_speaks_over_what_both_products_share(
             if product != target:
                 wanted[product] = float(factor * shared.sum())
         for product, part in wanted.items():
-            assert every.parts[of == product].sum() == pytest.approx(part, rel=1e-4, abs=1e-9)
+            over_facts = every.parts[(of == product) & ~is_user].sum()
+            assert over_facts == pytest.approx(part, rel=1e-4, abs=1e-9)
             carried += part > 0.0
-        next(recommender.explainer.explain(user, [item])).check()
+        why = next(recommender.explainer.explain(user, [item]))
+        why.check()
+        assert graph_has(shop_bundle.graph, why)
     assert carried > 40
+    assert over_users > 40
 
 
 def test_another_encoder_than_light_has_no_paths_of_its_own(shop_bundle: Bundle) -> None:

@@ -151,10 +151,21 @@ def test_the_same_settings_are_not_judged_twice(tmp_path: Path) -> None:
     hill = Hill()
     space = [Dimension.of("learn.rate", [1, 2])]
     found = search(space, hill, tmp_path, TuneSettings(trials=8))
-    assert len(found.trials) == 8
     assert len(hill.asked) == 3  # as it is, 1 and 2
-    assert sum(trial.seconds == 0 for trial in found.trials) == 6
+    assert [trial.number for trial in found.trials] == [0, 1]  # there are no more to try
+    assert sorted(trial.settings["learn.rate"] for trial in found.trials) == [1, 2]
     assert found.best.settings == {"learn.rate": 1}
+
+
+@needs_optuna
+def test_what_failed_is_not_tried_again_and_all_else_is(tmp_path: Path) -> None:
+    """Of 1, 2 and 3 the second fails; with room for 12 trials each is tried once."""
+    table, space = Table(), [Dimension.of("fit.neighbors", [1, 2, 2, 3])]
+    found = search(space, table, tmp_path, TuneSettings(trials=12, sampler="random"))
+    assert sorted(asked.get("fit.neighbors", 0) for asked in table.asked) == [0, 1, 2, 3]
+    states = {trial.settings["fit.neighbors"]: trial.state for trial in found.trials}
+    assert states == {1: "done", 2: "failed", 3: "done"}
+    assert len(found.trials) == 3
 
 
 @needs_optuna
