@@ -91,7 +91,8 @@ def entity_vectors(encoder: GraphEncoder, graph: GraphInput) -> EntityVectors:
         encoder: trained on the graph, on any device.
         graph: what it was made of.
     """
-    from kgrank.kg.gnn import LightEncoder, MessageEncoder, type_starts
+    from kgrank.kg.gnn import LightEncoder, type_starts
+    from kgrank.kg.message_passing import MessageEncoder
 
     ids: list[str] = []
     parts = [np.empty((0, encoder.target.shape[1]), np.float32)]

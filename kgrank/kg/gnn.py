@@ -155,10 +155,10 @@ class GraphEncoder(nn.Module, ABC):
         self.met: Tensor
         self.register_buffer("met", torch.from_numpy(met)[:, None].float(), persistent=False)
         if start is None:
-            self.source, self.target = _table(graph.n_items, dim), _table(graph.n_items, dim)
+            self.source, self.target = table(graph.n_items, dim), table(graph.n_items, dim)
         else:
             self.source, self.target = (nn.Parameter(_sized(part)) for part in start)
-        self.word = _table(graph.words.shape[1], dim)
+        self.word = table(graph.words.shape[1], dim)
         self._words = Adjacency.of(graph.words)
         self.text = nn.Parameter(torch.randn(graph.texts.shape[1], dim) * PROJECTED)
         self.texts: Tensor
@@ -240,7 +240,7 @@ class LightEncoder(GraphEncoder):
         super().__init__(graph, dim, start)
         n_tails = int(graph.tails.max()) + 1 if len(graph.tails) else 0
         n_relations = int(graph.relations.max()) + 1 if len(graph.relations) else 0
-        self.tail = _table(n_tails, dim)
+        self.tail = table(n_tails, dim)
         self.relation = nn.Parameter(torch.ones(n_relations, dim))
         self.hop = nn.Parameter(torch.full((hops, len(graph.behaviours), dim), HOP))
         self._known = Adjacency.of(graph.known)
@@ -295,97 +295,6 @@ class LightEncoder(GraphEncoder):
         return super().to_device(device)
 
 
-class MessageEncoder(GraphEncoder):
-    """PyTorch Geometric's RGCN, GATv2 or HGT over items, facts' tails and users.
-
-    A user starts from the mean of the items it met; all else from learned vectors.
-
-    Args:
-        graph: what is learned on.
-        dim: length of the vectors.
-        layers: how many convolutions.
-        name: "rgcn", "gatv2" or "hgt".
-        start: see `GraphEncoder`.
-    """
-
-    def __init__(
-        self,
-        graph: GraphInput,
-        dim: int,
-        layers: int,
-        name: EncoderName,
-        start: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
-    ) -> None:
-        from torch_geometric import nn as gnn
-
-        super().__init__(graph, dim, start)
-        data = _with_behaviours(graph)
-        self._types, self._edge_types = data.node_types, data.edge_types
-        self._edges = {kind: data[kind].edge_index for kind in self._edge_types}
-        self.tables = nn.ParameterDict(
-            {
-                kind: _table(int(data[kind].num_nodes), dim)
-                for kind in self._types
-                if kind not in ("item", "user")
-            }
-        )
-        seen = [_means(matrix) for matrix in graph.behaviours.values()]
-        self._met_items = Adjacency.of(sp.csr_matrix(sum(seen[1:], start=seen[0])))
-        n_kinds = len(self._edge_types)
-        self.kind = _table(n_kinds if name == "gatv2" else 0, dim)  # of an edge
-        self.name = name
-        if name == "hgt":
-            meta = (self._types, self._edge_types)
-            made = [gnn.HGTConv(dim, dim, meta, heads=2) for _ in range(layers)]
-        elif name == "rgcn":
-            made = [gnn.RGCNConv(dim, dim, n_kinds, num_bases=8) for _ in range(layers)]
-        else:
-            made = [
-                gnn.GATv2Conv(dim, dim // 2, heads=2, edge_dim=dim, add_self_loops=False)
-                for _ in range(layers)
-            ]
-        self.layers = nn.ModuleList(made)
-
-    def brought(self) -> Tensor:
-        """What the convolutions bring to each item, (n_items × dim)."""
-        items = self.base()
-        nodes = {"item": items, "user": propagate(items, self._met_items), **self.tables}
-        if self.name == "hgt":
-            return self._heterogeneous(nodes)
-        starts, total = {}, 0
-        for kind in self._types:
-            starts[kind], total = total, total + len(nodes[kind])
-        x = torch.cat([nodes[kind] for kind in self._types])
-        parts, kinds = [], []
-        for number, (head, relation, tail) in enumerate(self._edge_types):
-            index = self._edges[head, relation, tail]
-            parts.append(index + index.new_tensor([[starts[head]], [starts[tail]]]))
-            kinds.append(index.new_full((index.shape[1],), number))
-        edges, of_kind = torch.cat(parts, dim=1), torch.cat(kinds)
-        for layer in self.layers:
-            said = of_kind if self.name == "rgcn" else self.kind[of_kind]
-            x = x + nn.functional.relu(layer(x, edges, said))
-        place = starts["item"]
-        brought: Tensor = x[place : place + len(items)] - items
-        return brought
-
-    def to_device(self, device: str) -> GraphEncoder:
-        """The encoder with its edges on `device`."""
-        self._edges = {kind: index.to(device) for kind, index in self._edges.items()}
-        self._met_items = self._met_items.to(device)
-        return super().to_device(device)
-
-    def _heterogeneous(self, nodes: dict[str, Tensor]) -> Tensor:
-        items = nodes["item"]
-        for layer in self.layers:
-            out = layer(nodes, self._edges)
-            nodes = {
-                kind: x if out.get(kind) is None else x + nn.functional.relu(out[kind])
-                for kind, x in nodes.items()
-            }
-        return nodes["item"] - items
-
-
 def graph_encoder(
     name: EncoderName,
     graph: GraphInput,
@@ -396,27 +305,9 @@ def graph_encoder(
     """The encoder of this name; see the classes."""
     if name == "light":
         return LightEncoder(graph, dim, hops, start)
+    from kgrank.kg.message_passing import MessageEncoder
+
     return MessageEncoder(graph, dim, max(hops, 1), name, start)
-
-
-def _with_behaviours(graph: GraphInput) -> HeteroData:
-    """The facts and the given behaviours, every edge both ways, for PyTorch Geometric."""
-    from torch_geometric.data import HeteroData
-    from torch_geometric.transforms import ToUndirected
-
-    data = HeteroData()
-    for kind in graph.data.node_types:
-        data[kind].num_nodes = graph.data[kind].num_nodes
-    n_users = max((m.shape[0] for m in graph.behaviours.values()), default=0)
-    data["user"].num_nodes = n_users
-    for kind in graph.data.edge_types:
-        if "user" not in (kind[0], kind[2]):
-            data[kind].edge_index = graph.data[kind].edge_index
-    for name, matrix in graph.behaviours.items():
-        entries = matrix.tocoo()
-        index = np.stack([entries.row, entries.col]).astype(np.int64)
-        data["user", name, "item"].edge_index = torch.from_numpy(index)
-    return ToUndirected(merge=False)(data)
 
 
 class _Unit(torch.autograd.Function):
@@ -448,7 +339,8 @@ def _unit(own: Tensor, met: Tensor, shared: Tensor, items: Tensor | None) -> Ten
     return cast(Tensor, _Unit.apply(own, met, shared, items))  # type: ignore[no-untyped-call]
 
 
-def _table(rows: int, dim: int) -> nn.Parameter:
+def table(rows: int, dim: int) -> nn.Parameter:
+    """New parameters, (rows × dim): small random numbers."""
     return nn.Parameter(torch.randn(rows, dim) * INITIAL)
 
 
@@ -469,9 +361,3 @@ def _chosen(columns: npt.NDArray[np.int64], n_columns: int) -> sp.csr_matrix:
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, parts)  # without a copy of all of them
-
-
-def _means(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """Rows that sum to 1."""
-    sums = np.maximum(np.asarray(matrix.sum(axis=1)).ravel(), 1e-12)
-    return sp.csr_matrix(sp.diags(1.0 / sums) @ matrix, dtype=np.float32)
