@@ -137,6 +137,8 @@ def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors:
         power, ndcg = _climb(DIRECTED_POWERS, steps.power, ndcg, lambda power: of_steps(power, 1))
         reach, ndcg = _climb(REACHES, 1, ndcg, lambda reach: of_steps(power, reach))
         steps = Steps(power, int(reach))
+        if reach > 1:  # what fades slower then
+            decay, ndcg = trial.best_decay(form(ridge, steps), decay, with_kinds=False)
     axes: dict[str, tuple[float, ...]] = {"penalty": PENALTIES}
     if has_entities:
         axes["entities"] = SIDE_WEIGHTS
