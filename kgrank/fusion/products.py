@@ -60,43 +60,6 @@ def at_least(matrix: Floats, least: Floats) -> sp.csr_matrix:
     return sp.csr_matrix((*found, starts), matrix.shape)
 
 
-@compiled
-def entries(matrix: Rows, items: Ints, column: int) -> Floats:
-    """One column's entries in the rows of some items, (n) float32.
-
-    Args:
-        matrix: rows of a CSR matrix.
-        items: (n) row numbers.
-        column: the column's number.
-    """
-    out = np.zeros(len(items), np.float32)
-    for place in range(len(items)):
-        for entry in range(matrix.starts[items[place]], matrix.starts[items[place] + 1]):
-            if matrix.items[entry] == column:
-                out[place] += matrix.values[entry]
-    return out
-
-
-@compiled
-def inner_products(matrix: Rows, items: Ints, target: int, n_columns: int) -> Floats:
-    """The products of some items' rows with another row, (n) float32.
-
-    Args:
-        matrix: rows of a CSR matrix.
-        items: (n) row numbers.
-        target: the other row's number.
-        n_columns: how many columns there are.
-    """
-    own = np.zeros(n_columns, np.float32)
-    for entry in range(matrix.starts[target], matrix.starts[target + 1]):
-        own[matrix.items[entry]] += matrix.values[entry]
-    out = np.zeros(len(items), np.float32)
-    for place in range(len(items)):
-        for entry in range(matrix.starts[items[place]], matrix.starts[items[place] + 1]):
-            out[place] += matrix.values[entry] * own[matrix.items[entry]]
-    return out
-
-
 def by_rows(work: Callable[[int, int], None], n_rows: int) -> None:
     """Do the work, given the first row and the end, on a part of the rows in each thread."""
     threads = min(torch.get_num_threads(), n_rows)
