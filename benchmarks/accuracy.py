@@ -7,12 +7,14 @@ FOLDER holds one folder of tables for each set (`kgrank.data/README.md` says whe
 from and how to import them). One default configuration for all but for the encoder of the learned
 channel; nothing is tuned on test rows. Prints one Markdown row a set, encoder and graph, and what
 the learned channel alone reaches on valid; `--json FILE` keeps everything that evaluate returned.
+On stderr it tells the seconds of the fit's stages, and the peak memory up to its end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -38,9 +40,11 @@ def run(
 ) -> dict[str, Any]:
     tables = read_tables(folder / name)
     start = time.perf_counter()
+    begun: dict[str, float] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
         seconds = time.perf_counter() - start
+        begun.setdefault(stage.partition(":")[0], seconds)
         where = f"{name}, {encoder}: {seconds:5.0f} s"
         print(f"\r{where}  {stage} {done}/{total}\033[K", end="", file=sys.stderr)
 
@@ -48,10 +52,21 @@ def run(
     config = Config.from_dict(settings, "accuracy")
     bundle = train(tables, config, cache=cache, progress=progress)
     seconds = time.perf_counter() - start
+    ends = [*begun.values(), seconds][1:]
+    stages = {stage: end - begun[stage] for stage, end in zip(begun, ends, strict=True)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # of the process so far
+    told = ", ".join(f"{stage} {of_stage:.1f}" for stage, of_stage in stages.items())
+    print(f"\nfitted in {seconds:.0f} s, peak {peak:.0f} MB; {told}", file=sys.stderr)
     protocol = SETS[name]
     result = evaluate_bundle(bundle, graph=graph, cache=cache, progress=progress, **protocol)
     print(file=sys.stderr)
-    about = {"set": name, "encoder": encoder, "refit": refit, "fit_seconds": seconds}
+    about: dict[str, Any] = {
+        "set": name,
+        "encoder": encoder,
+        "refit": refit,
+        "fit_seconds": seconds,
+    }
+    about |= {"stage_seconds": stages, "peak_mb": peak}
     return {**about, "facts": bundle.facts, **result}
 
 

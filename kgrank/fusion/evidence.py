@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,13 @@ class Steps(NamedTuple):
 
     power: float
     reach: int = 1
+
+    @classmethod
+    def of_choice(cls, choice: Mapping[str, Any]) -> Steps | None:
+        """What a bundle's facts say of a channel; None for one that is not directed."""
+        if "steps" not in choice:  # a bundle of before the reach was chosen
+            return None if choice.get("power") is None else cls(choice["power"])
+        return cls(**choice["steps"]) if choice["steps"] else None
 
     @property
     def ages(self) -> npt.NDArray[np.float32]:

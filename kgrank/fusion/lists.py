@@ -43,12 +43,12 @@ def top_n(scores: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         by_rows(lambda first, last: _list(first, last, *read, items, values), len(scores))
     else:
         bound = bounding.topk(n, dim=1, sorted=False).values.amin(1)
-        found = at_least(scores, bound)
+        found = may_be_listed(scores, bound)
         by_rows(lambda first, last: _list_found(first, last, *found, items, values), len(scores))
     return torch.from_numpy(items), torch.from_numpy(values)
 
 
-def at_least(scores: torch.Tensor, least: torch.Tensor) -> tuple[Longs, Longs, Floats]:
+def may_be_listed(scores: torch.Tensor, least: torch.Tensor) -> tuple[Longs, Longs, Floats]:
     """What may stand in the lists, found on the scores' device.
 
     Args:

@@ -351,8 +351,7 @@ def rescorer(bundle: Bundle, finder: PathFinder) -> Rescorer:
     for channel in bundle.model.channels:
         choice = bundle.facts.get("choices", {}).get(channel.name) or {}
         if choice.get("ridge"):
-            steps = Steps(**choice["steps"]) if choice["steps"] else None
-            ridges[channel.name] = Ridge(**choice["ridge"]), steps
+            ridges[channel.name] = Ridge(**choice["ridge"]), Steps.of_choice(choice)
         form = channel.form
         if isinstance(form, DenseFeatures) and form.entities and form.lengths is not None:
             of_columns = np.zeros((len(columns), form.values.shape[1]), np.float32)

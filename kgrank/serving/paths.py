@@ -253,8 +253,7 @@ class PathFinder:
             choice = self.bundle.facts.get("choices", {}).get(channel.name)
             made = None
             if isinstance(channel.form, ItemItem) and choice is not None and choice["ridge"]:
-                steps = Steps(**choice["steps"]) if choice["steps"] else None
-                ridge = Ridge(**choice["ridge"])
+                ridge, steps = Ridge(**choice["ridge"]), Steps.of_choice(choice)
                 made = Regression.of(self.evidence, ridge, steps, channel.form.weights)
             self._made[channel.name] = made
         found = self._made[channel.name]

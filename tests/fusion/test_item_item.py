@@ -302,6 +302,15 @@ def test_what_comes_soon_counts_the_less_the_later_it_comes() -> None:
     assert moments.cross == pytest.approx(np.array([[0, 1, 0.5 + 0.5**0.5], [0, 0, 1], [0, 0, 0]]))
 
 
+def test_a_bundle_says_how_far_its_directed_weights_reach() -> None:
+    """One of before the reach was chosen says the power alone; EASE has no steps."""
+    steps = Steps(0.5, reach=20)
+    assert Steps.of_choice({"steps": steps._asdict()}) == steps
+    assert Steps.of_choice({"power": 0.5}) == Steps(0.5, reach=1)
+    assert Steps.of_choice({"steps": None}) is None
+    assert Steps.of_choice({"power": None}) is None
+
+
 def test_directed_moments_look_back_ten_events() -> None:
     """The twelfth event (item 11) sees items 1 to 10, not item 0."""
     moments = one_user(list(range(12)), 12).directed_moments(Steps(0.0))

@@ -11,7 +11,7 @@ import torch
 from kgrank.fusion import model as modelling
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
 from kgrank.fusion.history import DAY, Decay, Histories, Spans
-from kgrank.fusion.lists import at_least, top_n
+from kgrank.fusion.lists import may_be_listed, top_n
 from kgrank.fusion.model import FusedModel, Head, Repeats, exclude, only
 from kgrank.fusion.weights import FusionWeights, ItemSide
 
@@ -283,7 +283,7 @@ def test_lists_are_the_head_of_a_stable_sort(n_items: int) -> None:
 def test_what_is_found_on_another_device_is_what_may_be_listed() -> None:
     """At least 2 in the first row, 1 in the second, none in the third; -inf is never there."""
     scores = torch.tensor([[2.0, 1.0, 3.0], [-INF, 1.0, 0.0], [-INF, -INF, -INF]])
-    starts, items, values = at_least(scores, torch.tensor([2.0, 1.0, -INF]))
+    starts, items, values = may_be_listed(scores, torch.tensor([2.0, 1.0, -INF]))
     assert starts.tolist() == [0, 2, 3, 3]
     assert items.tolist() == [0, 2, 1]
     assert values.tolist() == [2.0, 3.0, 1.0]
