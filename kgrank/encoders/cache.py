@@ -33,6 +33,8 @@ from kgrank.progress import Count
 
 _log = logging.getLogger(__name__)
 
+_SPREAD_ROWS = 8_192  # moved at a time
+
 
 @dataclass(frozen=True)
 class EncodeReport:
@@ -75,6 +77,9 @@ class VectorCache:
         dim: int,
         embed: Embed,
         progress: Count | None = None,
+        *,
+        order: Rows | None = None,
+        room: int = 0,
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """Vectors for all keys: what the cache holds, and the rest as `embed` gives it.
 
@@ -87,15 +92,19 @@ class VectorCache:
             dim: the encoder's width.
             embed: encodes some of the rows 0 to n - 1.
             progress: called with (done, total) in rows that the cache lacks.
+            order: (n) the rows in the order in which they are encoded; 0 to n - 1 if None.
+            room: rows of zeros that the arrays have beyond n.
 
         Returns:
-            vectors (n, dim) float32, cut (n,) bool and the number of rows that `embed` read.
+            vectors (n + room, dim) float32, cut (n + room,) bool and the number of rows that
+            `embed` read.
 
         Raises:
             OSError: the cache cannot be written to.
         """
-        vectors, cut, found = self.read(fingerprint, keys, dim)
-        missing = np.flatnonzero(~found)
+        vectors, cut, found = self.read(fingerprint, keys, dim, room)
+        order = np.arange(len(keys)) if order is None else order
+        missing = order[~found[order]]
         n_read = 0
         for start in range(0, len(missing), self.part_rows):
             rows = missing[start : start + self.part_rows]
@@ -119,7 +128,7 @@ class VectorCache:
         return sorted((self.folder / fingerprint).glob("part-*.safetensors"))
 
     def read(
-        self, fingerprint: str, keys: Sequence[bytes], dim: int
+        self, fingerprint: str, keys: Sequence[bytes], dim: int, room: int = 0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What the cache holds for the keys, one part in memory at a time.
 
@@ -127,13 +136,15 @@ class VectorCache:
             fingerprint: the encoder's.
             keys: n distinct sha256 digests of contents.
             dim: the encoder's width.
+            room: rows of zeros that vectors and cut have beyond n.
 
         Returns:
-            vectors (n, dim) float32, cut (n,) bool and found (n,) bool; zero where not found.
+            vectors (n + room, dim) float32, cut (n + room,) bool and found (n,) bool; zero where
+            not found.
         """
         row_of = {key: row for row, key in enumerate(keys)}
-        vectors = np.zeros((len(keys), dim), dtype=np.float32)
-        cut = np.zeros(len(keys), dtype=bool)
+        vectors = np.zeros((len(keys) + room, dim), dtype=np.float32)
+        cut = np.zeros(len(keys) + room, dtype=bool)
         found = np.zeros(len(keys), dtype=bool)
         for path in self._parts(fingerprint):
             part = _read_part(path, dim)
@@ -192,26 +203,54 @@ def encode_cached(
         ModelError: the model gives numbers that are not finite.
         OSError: the cache cannot be written to.
     """
+    number: dict[str, int] = {}  # of each distinct text, as they come
+    for text in texts:
+        number.setdefault(text, len(number))
+    distinct = list(number)
+    keys = [sha256(text.encode("utf-8", "surrogatepass")).digest() for text in distinct]
     # By length, so that the texts of a part pad each other little; the longest first, so that the
     # time left is not underestimated.
-    distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
-    keys = [sha256(text.encode("utf-8", "surrogatepass")).digest() for text in distinct]
+    lengths = np.array([len(text) for text in distinct], dtype=np.int64)
 
     def embed(rows: Rows, progress: Count | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found, cut = encoder.embed([distinct[row] for row in rows], progress=progress)
         return found, cut, np.ones(len(rows), dtype=bool)
 
-    vectors, cut, encoded = cache.complete(encoder.fingerprint, keys, encoder.dim, embed, progress)
-    place = {text: row for row, text in enumerate(distinct)}
-    order = np.array([place[text] for text in texts], dtype=np.int64)
-    result = vectors[order]
+    vectors, cut, encoded = cache.complete(
+        encoder.fingerprint,
+        keys,
+        encoder.dim,
+        embed,
+        progress,
+        order=np.argsort(-lengths, kind="stable"),
+        room=len(texts) - len(distinct),
+    )
+    place = np.array([number[text] for text in texts], dtype=np.int64)
+    empty = _spread(vectors, cut, place)
     report = EncodeReport(
         encoded=encoded,
         reused=len(distinct) - encoded,
-        truncated=int(cut[order].sum()),
-        empty=int((~result.any(axis=1)).sum()),
+        truncated=int(cut.sum()),
+        empty=empty,
     )
-    return result, report
+    return vectors, report
+
+
+def _spread(vectors: np.ndarray, cut: np.ndarray, place: npt.NDArray[np.int64]) -> int:
+    """Put rows where they belong, within the arrays: row r becomes row place[r], which is <= r.
+
+    From the last rows on, so that what is read was not yet written over.
+
+    Returns:
+        how many rows are zero then.
+    """
+    empty = 0
+    for end in range(len(place), 0, -_SPREAD_ROWS):
+        block = slice(max(0, end - _SPREAD_ROWS), end)
+        rows = vectors[place[block]]
+        vectors[block], cut[block] = rows, cut[place[block]]
+        empty += int((~rows.any(axis=1)).sum())
+    return empty
 
 
 def _continued(progress: Count | None, before: int, total: int) -> Count | None:

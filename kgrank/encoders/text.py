@@ -284,12 +284,16 @@ class TextEncoder:
             ModelError: the model gives numbers that are not finite.
         """
         budget = batch_tokens or _BATCH_TOKENS[self.device]
-        distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
-        vectors = np.zeros((len(distinct), self.dim), dtype=np.float32)
-        cut = np.zeros(len(distinct), dtype=bool)
+        first: dict[str, int] = {}  # the vectors are held once: a million take gigabytes
+        for row, text in enumerate(texts):
+            first.setdefault(text, row)
+        distinct = sorted(first, key=len, reverse=True)
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        cut = np.zeros(len(texts), dtype=bool)
         for start in range(0, len(distinct), _WINDOW_TEXTS):
             window = distinct[start : start + _WINDOW_TEXTS]
-            ids, cut[start : start + len(window)] = self.tokenise(window)
+            rows = [first[text] for text in window]
+            ids, cut[rows] = self.tokenise(window)
             speaking = [i for i in range(len(window)) if ids[i]]
             todo = sorted(speaking, key=lambda i: len(ids[i]))  # the longest is taken first
             while todo:
@@ -298,17 +302,21 @@ class TextEncoder:
                 batch, todo = todo[-size:], todo[:-size]
                 raw = self.loaded[0]([ids[i] for i in batch])
                 norms = np.linalg.norm(raw, axis=1, keepdims=True)
-                vectors[[start + i for i in batch]] = raw / np.maximum(norms, _SHORTEST)
+                if not np.isfinite(norms).all():
+                    raise ModelError(
+                        f"the encoder in {self.folder} gives numbers that are not finite: its "
+                        "weights are damaged or made for another precision. Get the folder anew "
+                        "from its source."
+                    )
+                vectors[[rows[i] for i in batch]] = raw / np.maximum(norms, _SHORTEST)
                 if progress:
                     progress(start + len(window) - len(todo), len(distinct))
-        if not np.isfinite(vectors).all():
-            raise ModelError(
-                f"the encoder in {self.folder} gives numbers that are not finite: its weights are "
-                "damaged or made for another precision. Get the folder anew from its source."
-            )
-        place = {text: row for row, text in enumerate(distinct)}
-        rows = [place[text] for text in texts]
-        return vectors[rows], cut[rows]
+        again = [row for row, text in enumerate(texts) if first[text] != row]
+        for start in range(0, len(again), _WINDOW_TEXTS):
+            some = again[start : start + _WINDOW_TEXTS]
+            earlier = [first[texts[row]] for row in some]
+            vectors[some], cut[some] = vectors[earlier], cut[earlier]
+        return vectors, cut
 
     def tokenise(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each text (none if it says nothing), and whether it was cut."""

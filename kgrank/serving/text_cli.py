@@ -1,4 +1,4 @@
-"""The command line of the text encoder: the verbs that make one."""
+"""The command line of the text encoder: the verbs that use one and that make one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,42 @@ Epochs = Annotated[
     int | None,
     typer.Option(min=1, help="Passes over the texts, at most; the epochs of the section."),
 ]
+
+
+@app.command()
+def embed(
+    source: SourcePath,
+    out: Annotated[
+        Path, typer.Option(dir_okay=False, help="The Parquet file; replaced if it is there.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER|minilm", help="The encoder; as text.model."),
+    ] = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Write the vectors of all products' texts; run again, only what changed is encoded."""
+    with faults_told(as_json):
+        from kgrank.config import read_config, read_source
+        from kgrank.encoders.embedding import embed_items
+
+        config = read_config(source, sets or ())
+        text = config.text if model is None else config.text.model_copy(update={"model": model})
+        items = read_source(source, config).items
+        with progress_on_stderr() as progress:
+            done = embed_items(items, out, text, progress=progress)
+    if as_json:
+        print_json(asdict(done))
+        return
+    counts = ("items", "encoded", "reused", "truncated", "empty", "seconds")
+    title = f"By {done.model}, {done.dim} numbers each"
+    print_table(counts, [[getattr(done, name) for name in counts]], title)
+    if done.truncated:
+        typer.echo(f"{done.truncated} texts were cut at {done.max_tokens} tokens.")
+    if done.empty:
+        typer.echo(f"{done.empty} products have no text that says anything: their vectors are 0.")
+    typer.echo(f"Vectors: {done.file}.")
 
 
 @app.command()

@@ -19,6 +19,24 @@ def run(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+def test_a_shops_products_are_embedded_once(
+    tiny_shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small, out = tmp_path / "small", tmp_path / "vectors.parquet"
+    words = ("--set", "pretrain.vocabulary=100", "--epochs", 1, *SMALL)
+    assert run("pretrain", tiny_shop, "--out", small, "--from", "scratch", *words).exit_code == 0
+    told = json.loads(run("embed", tiny_shop, "--model", small, "--out", out, "--json").stdout)
+    assert (told["items"], told["encoded"], told["reused"], told["dim"]) == (12, 12, 0, 64)
+    assert len(pd.read_parquet(out)) == 12
+    cut = ("--set", f"text.model={small}", "--set", "text.max_tokens=3")
+    again = run("embed", tiny_shop, *cut, "--out", out)
+    assert again.exit_code == 0, again.output
+    assert "12 texts were cut at 3 tokens." in again.stdout
+    gone = run("embed", tiny_shop, "--model", tmp_path / "gone", "--out", out)
+    assert (gone.exit_code, gone.stderr.count("no text encoder at")) == (1, 1)
+
+
 def test_an_encoder_is_made_of_a_shops_titles(tiny_shop: Path, tmp_path: Path) -> None:
     out, runs = tmp_path / "encoder", tmp_path / "runs"
     words = ("pretrain", tiny_shop, "--out", out, "--from", "scratch", "--epochs", 2, *SMALL)
