@@ -6,7 +6,7 @@ A folder keeps what was found:
     trials.json      all trials, when the search is over
     best.toml        the best settings, to be put into a kgrank.toml
 
-`kgrank.serving.tuning` searches the settings of a fit with it.
+`kgrank.serving.tuning` searches the settings of a fit, and of a fine-tuning, with it.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def search(
     out: str | Path,
     settings: TuneSettings,
     *,
+    metric: str | None = None,
     identity: str = "",
     resume: bool = False,
     progress: Progress = silent,
@@ -106,6 +107,7 @@ def search(
         judge: of the settings.
         out: a new folder.
         settings: how it is searched; its space is not looked at.
+        metric: what the judge's figure is called; that of the settings if None.
         identity: what else must be the same for a search to go on.
         resume: go on with the search in `out`, if there is one; a trial that was cut short is
             tried again.
@@ -117,11 +119,11 @@ def search(
         OSError: the folder cannot be written.
     """
     needs("optuna", "tune", "a search of settings")
-    out = Path(out)
+    out, metric = Path(out), metric or settings.metric
     grid = _grid(space) if settings.sampler == "grid" else []
     n_trials = settings.trials or (len(grid) if grid else TRIED)
     n_trials = int(min(n_trials, math.prod(one.size() for one in space)))
-    words = [[asdict(one) for one in space], settings.sampler, settings.metric, identity]
+    words = [[asdict(one) for one in space], settings.sampler, metric, identity]
     mark = sha256(json.dumps(words, default=str).encode()).hexdigest()
     made = not out.exists()
     study = _study(out, mark, settings, resume)
@@ -151,7 +153,7 @@ def search(
             f"{out}: found {len(trials)} trials that failed, the first of them with: "
             f"{trials[0].error} Search other settings."
         )
-    found = Tuned(str(out), settings.metric, study.user_attrs[_BEFORE], best, tuple(trials))
+    found = Tuned(str(out), metric, study.user_attrs[_BEFORE], best, tuple(trials))
     _write(found, out)
     return found
 

@@ -134,7 +134,7 @@ def finetune(
 
         named = [] if epochs is None else [f"finetune.epochs={epochs}"]
         config = read_config(source, [*(sets or ()), *named])
-        settings, tasks = config.finetune, _tasks(task)
+        settings, tasks = config.finetune, tasks_of(task)
         columns = [name for name in (settings.event_field, settings.label) if name]
         tables = read_source(source, config, columns).with_split(config.split)
         with sinks_of(track, config.as_dict()) as sinks, progress_on_stderr() as progress:
@@ -172,7 +172,7 @@ def _tell_use(source: str, folder: str, epoch: int) -> None:
     typer.echo(f"kgrank train {source} --set text.model={folder}")
 
 
-def _tasks(words: list[str]) -> dict[str, float]:
+def tasks_of(words: list[str]) -> dict[str, float]:
     """Task → weight, of words such as next or rating=0.3.
 
     Raises:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from kgrank.serving.options import Folder, Json, Sets, SourcePath, faults_told
 from kgrank.serving.printing import print_json, print_table, progress_on_stderr
+from kgrank.serving.text_cli import tasks_of
+
+if TYPE_CHECKING:
+    from kgrank.encoders.finetuning import FinetuneSettings
+    from kgrank.spaces import Dimension
 
 app = typer.Typer()
 
@@ -38,19 +44,45 @@ def tune(
         int | None, typer.Option(min=1, help="Windows of valid, backwards in time; 1.")
     ] = None,
     sets: Sets = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="next|click|purchase|rating|sentiment[=WEIGHT]",
+            help="Search the fine-tuning of a text encoder for it instead; may be repeated.",
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="FOLDER|minilm", help="The encoder that is fine-tuned; minilm."
+        ),
+    ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where the learned channel is trained.")
-    ] = "auto",
+        Literal["auto", "cpu", "cuda"] | None,
+        typer.Option(help="Where the learned channel is trained; auto."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the search in the folder.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Search settings by how well a fit with them lists the valid rows; test is never read."""
+    """Search settings by how well a fit with them lists the valid rows; test is never read.
+
+    With --task those of a text encoder's fine-tuning, by its score on the valid rows.
+    """
+    for given, needed, name in (
+        (start is not None, bool(task), "--from"),
+        (device is not None, not task, "--device"),
+        (metric is not None, not task, "--metric"),
+    ):
+        if given and not needed:
+            message = f"it says nothing {'with' if task else 'without'} --task; leave it out."
+            raise typer.BadParameter(message, param_hint=name)
     with faults_told(as_json):
         from kgrank.config import read_config, read_source
         from kgrank.serving.searching import BEST, JOURNAL, fragment
         from kgrank.serving.tuning import tune as find
+        from kgrank.serving.tuning import tune_encoder
         from kgrank.spaces import read_space
 
         asked = {"trials": trials, "sampler": sampler, "metric": metric, "folds": folds}
@@ -59,15 +91,28 @@ def tune(
         spaces = read_space(config.tune.space, space or ())
         try:
             with progress_on_stderr() as progress:
-                found = find(
-                    read_source(source, config),
-                    config,
-                    spaces,
-                    out,
-                    device=device,
-                    resume=resume,
-                    progress=progress,
-                )
+                if task:
+                    columns = _event_columns(config.finetune, spaces)
+                    found = tune_encoder(
+                        read_source(source, config, columns),
+                        config,
+                        spaces,
+                        out,
+                        tasks=tasks_of(task),
+                        start=start or "minilm",
+                        resume=resume,
+                        progress=progress,
+                    )
+                else:
+                    found = find(
+                        read_source(source, config),
+                        config,
+                        spaces,
+                        out,
+                        device=device or "auto",
+                        resume=resume,
+                        progress=progress,
+                    )
         except KeyboardInterrupt:
             if (out / JOURNAL).is_file():
                 typer.echo(f"{out} keeps the trials that ended: --resume goes on.", err=True)
@@ -91,6 +136,12 @@ def tune(
         if trial.error:
             typer.echo(f"Trial {trial.number} failed: {trial.error}")
     if found.best.value is not None and found.best.value <= found.before:
-        typer.echo(f"No trial ranks better than the settings as they are ({found.before:.4f}).")
+        typer.echo(f"No trial is better than the settings as they are ({found.before:.4f}).")
     typer.echo(f"Best: trial {found.best.number}. {out / BEST} holds, for a kgrank.toml:\n")
     typer.echo(fragment(found))
+
+
+def _event_columns(settings: FinetuneSettings, spaces: Sequence[Dimension]) -> list[str]:
+    """The columns of events that the settings name, or that are tried."""
+    tried = [value for one in spaces if one.name == "finetune.event_field" for value in one.choices]
+    return list(dict.fromkeys(filter(None, [settings.event_field, settings.label, *tried])))

@@ -1,4 +1,7 @@
-"""A search of the settings of a fit: the best lists on valid win. Test is never read."""
+"""A search of the settings of a fit: the best lists on valid win. Test is never read.
+
+Or of the fine-tuning of a text encoder: the best score on valid wins.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -23,6 +27,8 @@ from kgrank.serving.training import train
 from kgrank.spaces import Dimension
 
 SECTIONS = ("kg", "text", "tfidf", "image", "fit", "learn")  # what a fit reads
+ENCODER_SECTIONS = ("finetune", "text")  # what a fine-tuning reads
+WANTED = ("finetune.scale", "finetune.label")  # say what is to be told, not how it is learned
 
 
 def tune(
@@ -60,15 +66,7 @@ def tune(
         OSError: the folder cannot be written.
     """
     settings = config.tune
-    for dimension in space:
-        section = dimension.name.partition(".")[0]
-        if section not in SECTIONS or dimension.name == "fit.refit":
-            raise ConfigError(
-                f"tune.space: found {dimension.name}; allowed: settings of "
-                f"{', '.join(SECTIONS)} other than fit.refit. Search another one."
-            )
-        for value in dimension.ends():
-            with_settings(config, {dimension.name: value})
+    _check_space(space, config, SECTIONS, ("fit.refit",))
     parts = folded(tables, config.split, settings.folds)
 
     def judge(tried: Settings, told: Progress) -> Iterator[float]:
@@ -88,6 +86,98 @@ def tune(
         resume=resume,
         progress=progress,
     )
+
+
+def tune_encoder(
+    tables: Tables,
+    config: Config,
+    space: Sequence[Dimension],
+    out: str | Path,
+    *,
+    tasks: Mapping[str, float],
+    start: str | Path = "minilm",
+    resume: bool = False,
+    progress: Progress = silent,
+) -> Tuned:
+    """Search the settings of a fine-tuning, `[finetune]` and `[text]`.
+
+    A trial is fine-tuned on train rows and judged by its score on valid after its best epoch
+    (`kgrank.encoders.finetuning.Finetuned.score`). Its encoder is not kept: the best settings make
+    it again. Where a shop is small, `tune.folds` has each trial judged at several moments.
+
+    Args:
+        tables: a shop's, with the columns of events that the settings name.
+        config: what all trials share, and in `[tune]` how it is searched; its metric, which is of
+            lists, is not looked at.
+        space: what is tried.
+        out: a new folder.
+        tasks: task → weight, as of `kgrank.encoders.finetuning.finetune`.
+        start: "minilm" or a folder.
+        resume: go on with the search in `out`.
+        progress: told of each trial.
+
+    Raises:
+        ConfigError: as `tune`; or a task is unknown.
+        DataError, ModelError: the settings as they are cannot be trained with, as
+            `kgrank.encoders.finetuning.finetune` tells; optuna is not installed, or every trial
+            failed.
+        OSError: the folder cannot be written.
+    """
+    from kgrank.encoders.finetuning import finetune
+    from kgrank.encoders.text import TextEncoder
+
+    settings = config.tune
+    _check_space(space, config, ENCODER_SECTIONS, WANTED)
+    parts = [part.with_split(config.split) for part in folded(tables, config.split, settings.folds)]
+    begun = TextEncoder.load(start, config.text.device).fingerprint
+
+    def judge(tried: Settings, told: Progress) -> Iterator[float]:
+        changed = with_settings(config, tried)
+        for part in parts:
+            with TemporaryDirectory(prefix="kgrank-") as scratch:
+                done = finetune(
+                    part.items,
+                    part.events,
+                    Path(scratch) / "encoder",
+                    changed.finetune,
+                    tasks=tasks,
+                    kinds=dict(changed.tasks),
+                    text=changed.text,
+                    start=start,
+                    device=changed.text.device,
+                    progress=told,
+                )
+            yield max(done.score[1:])
+
+    return search(
+        space,
+        judge,
+        out,
+        settings,
+        metric="score",
+        identity=_identity(parts, config) + json.dumps([begun, dict(tasks)]),
+        resume=resume,
+        progress=progress,
+    )
+
+
+def _check_space(
+    space: Sequence[Dimension], config: Config, sections: Sequence[str], but: Sequence[str]
+) -> None:
+    """See that all of a space may be set.
+
+    Raises:
+        ConfigError: a setting is unknown or of another section, or a value is not allowed.
+    """
+    for dimension in space:
+        section = dimension.name.partition(".")[0]
+        if section not in sections or dimension.name in but:
+            raise ConfigError(
+                f"tune.space: found {dimension.name}; allowed: settings of "
+                f"{', '.join(sections)} other than {' and '.join(but)}. Search another one."
+            )
+        for value in dimension.ends():
+            with_settings(config, {dimension.name: value})
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
