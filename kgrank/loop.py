@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -109,6 +109,8 @@ class Loop(Generic[Batch]):
         sinks: where figures go; each step's loss and rate, and each epoch's mean loss, result on
             valid and seconds since the start.
         report: told of progress, with loss, rate and time left in words.
+        after_step: called after each step of the optimizer, whose gradients still stand, with the
+            steps before it and those of all epochs.
         stop_after: train exactly this many epochs and do not judge: for a second fit on more data.
     """
 
@@ -123,10 +125,12 @@ class Loop(Generic[Batch]):
         identity: str = "",
         sinks: Sequence[Sink] = (),
         report: Progress = silent,
+        after_step: Callable[[int, int], None] | None = None,
         stop_after: int | None = None,
     ) -> None:
         self.task, self.settings, self.name = task, settings, name
         self.folder, self.sinks, self.report = folder, sinks, report
+        self.after_step = after_step
         self.stop_after = stop_after
         self.identity = json.dumps([name, settings.as_dict(), identity, stop_after])
         self.state = _State()
@@ -208,6 +212,8 @@ class Loop(Generic[Batch]):
                 "rate in its section, such as learn.rate."
             )
         self.optimizer.step()
+        if self.after_step is not None:
+            self.after_step(done, total)
         return float(value), rate
 
     def _end_epoch(self, n_batches: int) -> dict[str, float]:

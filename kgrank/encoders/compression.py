@@ -231,7 +231,7 @@ def drop_layers(model: Any, n: int | None, keep: str) -> tuple[int, ...]:
 
     Raises:
         ConfigError: there are not more than n layers.
-        ModelError: what its layers are cannot be told.
+        ModelError: what its layers are cannot be told, or there is only one.
     """
     from torch.nn import ModuleList
 
@@ -247,6 +247,11 @@ def drop_layers(model: Any, n: int | None, keep: str) -> tuple[int, ...]:
             f"found {len(lists)} lists of {total} layers in a {config.model_type} model; allowed: "
             "one. Choose an encoder such as BERT, RoBERTa, MPNet or ModernBERT, or the method "
             "static or int8."
+        )
+    if total < 2:
+        raise ModelError(
+            "found an encoder of a single layer; allowed: two or more, of which some can be "
+            "dropped. Take the method static or int8."
         )
     n = n or (total + 1) // 2
     if n >= total:

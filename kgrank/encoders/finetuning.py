@@ -44,7 +44,7 @@ _NO_KINDS: Mapping[str, Collection[str]] = MappingProxyType({})
 TASKS = ("next", "click", "purchase", "rating", "sentiment")
 HEADS = "heads.safetensors"
 FACTS = "finetuning"
-RATES = {"full": 5e-5, "frozen": 1e-3, "lora": 5e-4}
+RATES = {"full": 5e-5, "frozen": 1e-3, "lora": 5e-4, "adalora": 1e-3}
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -57,9 +57,10 @@ class FinetuneSettings(Section):
 
     Attributes:
         method: "full": all weights; "lora": low-rank additions (pip install kgrank[peft]) that are
-            merged into the weights in the end; "frozen": a linear projection of the vectors alone.
+            merged into the weights in the end; "adalora": the same, of ranks that are shared out
+            where they matter; "frozen": a linear projection of the vectors alone.
         embeddings: whether "full" moves the vectors of single tokens too.
-        rank: of the additions.
+        rank: of the additions; of "adalora" on average, in the end.
         max_tokens: a longer text is cut here while the encoder learns (or at the model's own
             limit, if that is lower).
         history: events of a history, the newest.
@@ -80,14 +81,14 @@ class FinetuneSettings(Section):
         patience: epochs without a better score on valid after which training stops.
         encoded: texts a step that are encoded anew.
         rows: moments a step, at most.
-        rate: highest learning rate; 5e-5 for "full", 5e-4 for "lora" and 1e-3 for "frozen" if left
-            out.
+        rate: highest learning rate; 5e-5 for "full", 5e-4 for "lora" and 1e-3 for "adalora" and
+            "frozen" if left out.
         warmup: steps over which the rate rises.
         decay: AdamW's weight decay.
         seed: of everything that is drawn.
     """
 
-    method: Literal["full", "frozen", "lora"] = "full"
+    method: Literal["full", "frozen", "lora", "adalora"] = "full"
     embeddings: bool = False
     rank: int = Field(default=8, ge=1)
     max_tokens: int = Field(default=32, ge=3)
@@ -138,7 +139,7 @@ class Finetuned:
     Attributes:
         folder: the encoder's.
         start: what it went on from: "minilm" or a folder.
-        method: "full", "frozen" or "lora".
+        method: as of the settings.
         tasks: task → weight.
         before: task → metrics on valid before training (heads had learned nothing then).
         after: task → metrics on valid of what was kept.
@@ -276,6 +277,7 @@ def finetune(
         ),
         sinks=sinks,
         report=progress,
+        after_step=None if model.ranks is None else model.ranks.stepped,
     )
     trained = loop.run()
     with torch.no_grad():

@@ -15,12 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from kgrank.encoders.adaptive_rank import AdaptiveRanks
 from kgrank.encoders.augmenting import masked_tokens, shuffled_sentences
 from kgrank.encoders.text import TextEncoder
 from kgrank.encoders.whitening import whiten
 from kgrank.errors import ConfigError, ModelError
 
-Method = Literal["full", "frozen", "lora"]
+Method = Literal["full", "frozen", "lora", "adalora"]
 _TOGETHER = 16  # texts encoded at a time, next to others of their length
 _BATCH_TOKENS = 4_096  # encoded at a time, where nothing is learned
 
@@ -33,7 +34,8 @@ class TunedText(nn.Module):
         texts: the distinct texts of products first, then others.
         n_table: how many are of products, whose vectors the table holds.
         method: "full": all weights of the encoder; "lora": low-rank additions to its linear layers
-            (Hu et al. 2022), by the package peft; "frozen": a linear projection of its vectors
+            (Hu et al. 2022), by the package peft; "adalora": the same, with ranks that are shared
+            out (`kgrank.encoders.adaptive_rank`); "frozen": a linear projection of its vectors
             alone, which begins as their whitening.
         rank: of the additions.
         embeddings: whether "full" trains the vectors of single tokens too.
@@ -77,6 +79,7 @@ class TunedText(nn.Module):
         self.says = torch.tensor([bool(sequence) for sequence in ids], device=encoder.device)
         self.raw: Tensor | None = None
         self.adapted: Any = None
+        self.ranks: AdaptiveRanks | None = None
         if method == "frozen":
             if masked or shuffled or said_otherwise is not None:
                 raise ConfigError(
@@ -141,6 +144,10 @@ class TunedText(nn.Module):
                 f"finetune.method: found {method!r}, for which the package peft is missing; "
                 "allowed: full or frozen without it. Run `pip install kgrank[peft]`."
             ) from None
+        if method == "adalora":
+            self.ranks = AdaptiveRanks(model, rank)
+            self.adapted = self.ranks.adapted
+            return
         lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
         self.adapted = LoraModel(model, lora, "default")
 

@@ -99,6 +99,8 @@ def test_what_has_no_list_of_layers_is_refused() -> None:
     )
     with pytest.raises(ModelError, match="0 lists of 3 layers in a albert model"):
         drop_layers(shared, 1, "first")
+    with pytest.raises(ModelError, match="found an encoder of a single layer; allowed: two"):
+        drop_layers(bert(1), None, "spread")
 
 
 # Distilling

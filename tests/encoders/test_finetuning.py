@@ -16,6 +16,7 @@ import torch
 from numpy.testing import assert_allclose
 from safetensors.torch import load_file, save_file
 
+from kgrank.encoders.adaptive_rank import AdaptiveRanks
 from kgrank.encoders.finetuning import Finetuned, FinetuneSettings, finetune
 from kgrank.encoders.predicting import Predictor
 from kgrank.encoders.pretraining import PretrainSettings, pretrain
@@ -105,10 +106,10 @@ def apart(encoder: TextEncoder) -> float:
 # What comes next
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "frozen"])
+@pytest.mark.parametrize("method", ["full", "lora", "adalora", "frozen"])
 def test_an_encoder_learns_what_goes_together(method: str, start: Path, tmp_path: Path) -> None:
     """A tent is nearer to the things of its half afterwards than to those of the other."""
-    rate = {"full": 0.003, "lora": 0.01, "frozen": 0.05}[method]
+    rate = {"full": 0.003, "lora": 0.01, "adalora": 0.03, "frozen": 0.05}[method]
     done = tuned(start, tmp_path / "out", method=method, rate=rate, rows=64)
     assert done.after["next"]["ndcg@10"] > done.before["next"]["ndcg@10"] + 0.05
     assert done.score[done.best_epoch] == max(done.score[1:])
@@ -121,12 +122,45 @@ def test_an_encoder_learns_what_goes_together(method: str, start: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_low_rank_additions_are_merged_into_the_weights(start: Path, tmp_path: Path) -> None:
-    done = tuned(start, tmp_path / "out", method="lora", rank=2, epochs=1)
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_low_rank_additions_are_merged_into_the_weights(
+    method: str, start: Path, tmp_path: Path
+) -> None:
+    done = tuned(start, tmp_path / "out", method=method, rank=2, epochs=1)
     names = {f"bert.{name}" for name in load_file(tmp_path / "out" / "model.safetensors")}
     assert {n for n in names if "pooler" not in n} <= set(load_file(start / "model.safetensors"))
     encoder = TextEncoder.load(start, device="cpu")
     assert done.learned < sum(p.numel() for p in encoder.model.parameters())
+
+
+def test_ranks_are_shared_out_where_they_matter(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of six layers begins with rank 3 and has 2 on average in the end; the merged weights
+    differ from those before by a matrix of the rank each was left with."""
+    left: list[int] = []
+    whole = AdaptiveRanks.stepped
+
+    def stepped(ranks: AdaptiveRanks, done: int, total: int) -> None:
+        whole(ranks, done, total)
+        parts = dict(ranks.adapted.model.named_parameters())
+        left[:] = [int((part != 0).sum()) for name, part in parts.items() if "lora_E" in name]
+
+    monkeypatch.setattr(AdaptiveRanks, "stepped", stepped)
+    tuned(start, tmp_path / "out", method="adalora", rank=2, rate=0.03, epochs=6)
+    assert len(left) == 6
+    assert sum(left) == 12
+    monkeypatch.undo()
+    before, after = (
+        dict(TextEncoder.load(folder, device="cpu").model.named_parameters())
+        for folder in (start, tmp_path / "out")
+    )
+    named = [name for name in before if "pooler" not in name]  # which the folder lacks
+    changed = [name for name in named if not torch.equal(before[name], after[name])]
+    assert 0 < len(changed) <= 6
+    assert all("encoder.layer" in name and name.endswith("weight") for name in changed)
+    ranks = [int(torch.linalg.matrix_rank(after[n] - before[n], rtol=1e-3)) for n in changed]
+    assert max(ranks) <= 3
 
 
 def test_a_projection_is_a_layer_of_the_folder(start: Path, tmp_path: Path) -> None:
@@ -211,7 +245,7 @@ def _cut(stop: int) -> Callable[[str, int, int], None]:
     return report
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "frozen"])
+@pytest.mark.parametrize("method", ["full", "lora", "adalora", "frozen"])
 def test_a_training_cut_short_ends_with_the_same_weights_to_the_bit(
     method: str, start: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 import json
 import logging
+import shlex
 import shutil
 import socket
 import subprocess
@@ -256,10 +257,21 @@ def test_the_fingerprint_is_that_of_the_content(tiny: TextEncoder, copied: Path)
     assert TextEncoder.load(copied, device="cpu").fingerprint != tiny.fingerprint
 
 
-def test_a_folder_with_pickled_weights_alone_is_refused(copied: Path) -> None:
-    (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin.*safetensors.*save_pretrained"):
+def test_a_folder_with_pickled_weights_is_refused_until_the_command_converts_it(
+    tiny: TextEncoder, copied: Path
+) -> None:
+    """The message holds a command that works, in a shell and in another process."""
+    torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(
+        ModelError, match=r"pytorch_model\.bin.*safetensors.*save_pretrained"
+    ) as told:
         TextEncoder.load(copied)
+    python, *rest = shlex.split(str(told.value).partition("convert it once: ")[2])
+    assert python == "python"
+    subprocess.run([sys.executable, *rest], check=True, capture_output=True)
+    converted = TextEncoder.load(copied, device="cpu")
+    assert_allclose(converted.encode(["red lamp"]), tiny.encode(["red lamp"]), atol=1e-6)
 
 
 def test_missing_tensors_are_not_made_up(copied: Path) -> None:
