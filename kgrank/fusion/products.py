@@ -29,6 +29,18 @@ def multiply(history: sp.csr_matrix, weights: Rows, out: Floats) -> None:
     by_rows(lambda first, last: _multiply(first, last, left, weights, out), len(out))
 
 
+def multiply_dense(history: sp.csr_matrix, weights: Floats, out: Floats) -> None:
+    """Add history · weights to `out`, as `multiply` does, where most weights are not zero.
+
+    Args:
+        history: (n × n_items) CSR float32.
+        weights: (n_items × n_items) float32.
+        out: (n × n_items) float32.
+    """
+    left = Rows.of(history)
+    by_rows(lambda first, last: _multiply_dense(first, last, left, weights, out), len(out))
+
+
 def add_scaled(history: sp.csr_matrix, weights: Rows, gate: Floats, out: Floats) -> None:
     """Add history · weights to `out`, each row over its root mean square, each column times a gate.
 
@@ -78,6 +90,16 @@ def _multiply(first: int, last: int, history: Rows, weights: Rows, out: Floats) 
 
 
 @compiled
+def _multiply_dense(first: int, last: int, history: Rows, weights: Floats, out: Floats) -> None:
+    for row in range(first, last):
+        into = out[row]
+        for entry in range(history.starts[row], history.starts[row + 1]):
+            of_item, factor = weights[history.items[entry]], history.values[entry]
+            for item in range(len(into)):
+                into[item] += factor * of_item[item]
+
+
+@compiled
 def _accumulate(row: int, history: Rows, weights: Rows, out: Floats) -> None:
     for entry in range(history.starts[row], history.starts[row + 1]):
         item, factor = history.items[entry], history.values[entry]
@@ -107,9 +129,10 @@ def _add_scaled(
 @compiled
 def _count(first: int, last: int, matrix: Floats, least: Floats, counts: Longs) -> None:
     for row in range(first, last):
-        of_row, n = matrix[row], 0
+        of_row, n = matrix[row], np.int32(0)  # as narrow as a weight: many at once
         for column in range(len(of_row)):
-            n += (abs(of_row[column]) >= least[column]) & (of_row[column] != 0.0)
+            kept = abs(of_row[column]) >= least[column] and of_row[column] != 0.0
+            n += np.int32(1) if kept else np.int32(0)
         counts[row + 1] = n
 
 

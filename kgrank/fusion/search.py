@@ -25,7 +25,7 @@ Longs = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Over = Literal["all", "warm", "cold"]
 
-BLOCK = 32  # candidates that are counted before the cut-off is looked at
+BLOCK = 64  # candidates that are counted before the cut-off is looked at
 BAGS, BAG_SHARE = 8, 0.7  # searches whose weights are averaged, and the queries each sees
 
 
@@ -177,10 +177,12 @@ def _rank(scores: Floats, own: float, k: int) -> int:
     count = -1
     first = 0
     while first < len(scores) and count < k:
-        last = min(first + BLOCK, len(scores))
-        for place in range(first, last):
-            count += scores[place] >= own
-        first = last
+        block = scores[first : first + BLOCK]
+        better = np.int32(0)  # as narrow as a score: many are counted at once
+        for place in range(len(block)):
+            better += np.int32(1) if block[place] >= own else np.int32(0)
+        count += int(better)
+        first += BLOCK
     return count
 
 
@@ -333,7 +335,8 @@ def _add(
     new_weight = np.float32(moved) if place < n else weight
     new_slope = slope if place < n else np.float32(moved)
     zero = np.float32(0.0)
-    for i in range(n_scores):
-        before = max(weight + slope * popularity[i], zero)
-        after = max(new_weight + new_slope * popularity[i], zero)
-        out[i] = total[i] + (zero if cold[i] else (after - before) * scores[i])
+    for i in range(n_scores):  # without branches, so that many are worked out at once
+        before, after = weight + slope * popularity[i], new_weight + new_slope * popularity[i]
+        before = before if before > zero else zero
+        after = after if after > zero else zero
+        out[i] = total[i] + (after - before) * (zero if cold[i] else scores[i])
