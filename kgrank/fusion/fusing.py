@@ -176,30 +176,23 @@ def _hidden_gate(
     candidates there, since that nobody wanted them on valid says nothing. The bias is that of
     `place_cold` for the latter, or for hidden ones where there are none.
     """
-    parts, sides = [], []
+    parts = []
     for draw in range(seed, seed + HIDDEN_DRAWS):
         hidden = _drawn(queries, draw)
-        sides.append(replace(side, cold=side.cold | hidden))
+        with_hidden = replace(side, cold=side.cold | hidden)
         with _hiding(channels, scores, hidden):
-            parts.append(_candidates(scores, sides[-1], queries).without(side.cold))
-    candidates, pooled = _pooled(parts, sides)
+            candidates = _candidates(scores, with_hidden, queries).without(side.cold)
+        parts.append(Ranking.of(candidates, with_hidden))
     start = _as_warm(channels, weights)
-    weights = coordinate_ascent(Ranking.of(candidates, pooled), start, over="cold")
+    weights = coordinate_ascent(Ranking.joined(parts), start, over="cold")
+    parts.clear()
     few = np.arange(min(PLACED, len(queries)))
     queries, scores = queries.take(few), [part[torch.from_numpy(few)] for part in scores]
     if not side.cold.any():
-        side = sides[-1]
+        side = with_hidden
     with _hiding(channels, scores, side.cold):
         total = _fused_scores(scores, side, weights)
     return place_cold(exclude(total, queries.excluded), side.cold, weights)
-
-
-def _pooled(parts: Sequence[Candidates], sides: Sequence[ItemSide]) -> tuple[Candidates, ItemSide]:
-    """Views of one catalogue, between which items are cold or not, as one large catalogue."""
-    width = max(part.items.shape[1] for part in parts)
-    moved = [part.padded(width).moved(n * len(sides[n].cold)) for n, part in enumerate(parts)]
-    arrays = ((side.popularity, side.trend, side.cold) for side in sides)
-    return Candidates.joined(moved), ItemSide(*map(np.concatenate, zip(*arrays, strict=True)))
 
 
 def _drawn(queries: Queries, seed: int) -> npt.NDArray[np.bool_]:

@@ -8,9 +8,10 @@ after a few of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,30 @@ class Ranking(NamedTuple):
             discount=discount,
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Ranking]) -> Ranking:
+        """The queries of all parts, which are of the same channels and the same cut-off."""
+
+        def together(name: str, axis: int = 0) -> Any:
+            return np.concatenate([getattr(part, name) for part in parts], axis)
+
+        before = np.cumsum([0, *(part.starts[-1] for part in parts)])
+        relevant = np.cumsum([0, *(len(part.relevant) for part in parts)])
+        moved = list(zip(parts, before, relevant, strict=False))
+        return cls(
+            starts=np.concatenate([[0], *(part.starts[1:] + by for part, by, _ in moved)]),
+            scores=together("scores", 1),
+            popularity=together("popularity"),
+            trend=together("trend"),
+            cold=together("cold"),
+            relevant_starts=np.concatenate(
+                [[0], *(part.relevant_starts[1:] + by for part, _, by in moved)]
+            ),
+            relevant=np.concatenate([part.relevant + by for part, by, _ in moved]),
+            ideal=together("ideal"),
+            discount=parts[0].discount,
+        )
+
     @property
     def queries(self) -> Longs:
         """The numbers of all queries."""
@@ -86,7 +111,9 @@ class Ranking(NamedTuple):
     def fused(self, weights: FusionWeights) -> Floats:
         """The candidates' fused scores, (n_candidates) float32."""
         side = ItemSide(self.popularity, self.trend, self.cold)
-        fused: Floats = (weights.gates(side) * self.scores).sum(axis=0) + weights.bias(side)
+        fused = weights.bias(side)
+        for channel, scores in enumerate(self.scores):  # one at a time: there may be many
+            fused += weights.of_channels([channel]).gates(side)[0] * scores
         return fused
 
     def ndcg(self, weights: FusionWeights) -> float:

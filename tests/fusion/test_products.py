@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from kgrank.fusion.local_ridge import Rows
-from kgrank.fusion.products import add_scaled, at_least, multiply
+from kgrank.fusion.products import add_scaled, at_least, multiply, multiply_dense
 
 N, N_ITEMS = 13, 9
 
@@ -32,6 +32,9 @@ def test_a_product_is_added_to_what_is_there(threads: int) -> None:
     out = np.ones((N, N_ITEMS), np.float32)
     multiply(history, Rows.of(weights), out)
     assert out == pytest.approx(1.0 + (history @ weights).toarray(), rel=1e-5)
+    dense = np.ones((N, N_ITEMS), np.float32)
+    multiply_dense(history, weights.toarray(), dense)
+    assert dense == pytest.approx(out, rel=1e-5)
 
 
 def test_rows_are_scaled_and_columns_gated(threads: int) -> None:
