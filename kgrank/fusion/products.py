@@ -16,6 +16,8 @@ import torch
 from kgrank.compiled import compiled
 from kgrank.fusion.local_ridge import Floats, Ints, Longs, Rows
 
+SPARSE = 8  # of a row with so many times fewer products than items, only those are looked at
+
 
 def multiply(history: sp.csr_matrix, weights: Rows, out: Floats) -> None:
     """Add history · weights to `out`.
@@ -113,9 +115,30 @@ def _add_scaled(
 ) -> None:
     n_items = out.shape[1]
     scores = np.zeros(n_items, np.float32)
+    found, of_found = np.empty(n_items // SPARSE, np.int32), np.empty(n_items // SPARSE, np.float32)
     for row in range(first, last):
         _accumulate(row, history, weights, scores)
-        squares = 0.0
+        entries, squares = 0, 0.0
+        for entry in range(history.starts[row], history.starts[row + 1]):
+            item = history.items[entry]
+            entries += weights.starts[item + 1] - weights.starts[item]
+        if entries <= len(found):  # so few that the others need not be looked at
+            n = 0
+            for entry in range(history.starts[row], history.starts[row + 1]):
+                item = history.items[entry]
+                for place in range(weights.starts[item], weights.starts[item + 1]):
+                    other = weights.items[place]
+                    score = scores[other]
+                    if score != 0.0:  # else it was met before, or adds up to nothing
+                        squares += score * score
+                        found[n], of_found[n], scores[other] = other, score, 0.0
+                        n += 1
+            if squares > 0.0:
+                factor = np.float32(1.0 / np.sqrt(squares / n_items))
+                for place in range(n):
+                    item = found[place]
+                    out[row, item] += of_found[place] * gate[item] * factor
+            continue
         for item in range(n_items):
             squares += scores[item] * scores[item]
         if squares > 0.0:
@@ -123,7 +146,7 @@ def _add_scaled(
             into = out[row]
             for item in range(n_items):
                 into[item] += scores[item] * gate[item] * factor
-                scores[item] = 0.0
+        scores[:] = 0.0
 
 
 @compiled
