@@ -102,12 +102,13 @@ class Moments:
         factor, failed = torch.linalg.cholesky_ex(full)
         if failed:  # too little penalty for this precision
             factor = torch.linalg.cholesky(full.double())
-        if self.directed:
-            weights = torch.cholesky_solve(cross.to(factor.dtype), factor)
-        else:
-            inverse = torch.cholesky_inverse(factor)
-            weights = inverse.div_(-inverse.diagonal().clone())
-            weights.fill_diagonal_(0.0)
+        # torch.cholesky_inverse needs less work, but waits long for a core that others use as well
+        right = (
+            cross.to(factor.dtype) if self.directed else torch.eye(len(full), dtype=factor.dtype)
+        )
+        weights = torch.cholesky_solve(right, factor)
+        if not self.directed:
+            weights.div_(-weights.diagonal().clone()).fill_diagonal_(0.0)
         return weights.float().contiguous()
 
     def _local(self, ridge: Ridge, neighbors: int) -> sp.csr_matrix:
