@@ -40,9 +40,10 @@ from kgrank.errors import ConfigError, ModelError
 from kgrank.fusion.channels import DenseFeatures, SparseFeatures
 from kgrank.fusion.evidence import Steps
 from kgrank.fusion.item_item import Ridge
+from kgrank.fusion.light_removal import LightParts
 from kgrank.fusion.metrics import paired_bootstrap
 from kgrank.fusion.model import EventParts
-from kgrank.fusion.removal import LearnedParts, Removed, Rescorer
+from kgrank.fusion.removal import Removed, Rescorer
 from kgrank.kg.entities import fact_weights
 from kgrank.kg.exchange import unit_rows
 from kgrank.kg.vocabulary import USER
@@ -346,7 +347,7 @@ class _Trial:
 def rescorer(bundle: Bundle, finder: PathFinder) -> Rescorer:
     """What scores as if some edges were not there."""
     ridges: dict[str, tuple[Ridge, Steps | None]] = {}
-    learned: dict[str, LearnedParts] = {}
+    learned: dict[str, LightParts] = {}
     graph, columns = bundle.graph, bundle.item_entities.columns
     for channel in bundle.model.channels:
         choice = bundle.facts.get("choices", {}).get(channel.name) or {}
@@ -360,6 +361,9 @@ def rescorer(bundle: Bundle, finder: PathFinder) -> Rescorer:
             places = np.searchsorted(columns, nodes)
             kept = (numbers >= 0) & (columns[np.minimum(places, len(columns) - 1)] == nodes)
             of_columns[places[kept]] = form.entities.values[kept]
-            weights = fact_weights(graph, bundle.items)
-            learned[channel.name] = LearnedParts(weights, of_columns)
+            weights, steps = fact_weights(graph, bundle.items), form.entities.steps
+            histories = finder.evidence.histories
+            if steps is not None and len(histories.by_kind()) != steps.weights.shape[1]:
+                steps = None  # kinds of events that came later, which it has not walked
+            learned[channel.name] = LightParts(weights, of_columns, steps, histories)
     return Rescorer(bundle.model, finder.evidence, ridges, learned)
