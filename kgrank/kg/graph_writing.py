@@ -75,6 +75,8 @@ def write_graph(
     vectors: NodeVectors | None = None,
     scores: NodeScores | None = None,
     progress: Progress = silent,
+    *,
+    repair: bool = False,
 ) -> Written:
     """Let the server hold exactly this graph.
 
@@ -84,6 +86,8 @@ def write_graph(
         vectors: what else the nodes get; properties written before and not given now are removed.
         scores: lists that users get, made for this very graph; those written before go.
         progress: called with (stage, done, total).
+        repair: trust no hash of the server's: look at all that is there, and mend what others have
+            changed since it was written.
 
     Raises:
         DataError: the name of a relation or an id is none that a server takes; nothing is written.
@@ -119,13 +123,16 @@ def write_graph(
     of_nodes = vectors.of_nodes(graph)
     done.vectors = {name: int((rows >= 0).sum()) for name, (rows, _) in of_nodes.items()}
     done.parts = (3 if len(scores) else 2) * n
-    if mark and said == {name: mark.get(name, "") for name in said}:
+    repair = mark is not None and (repair or bool(mark.get("repairing")))
+    if mark and not repair and said == {name: mark.get(name, "") for name in said}:
         done.generation = int(mark["generation"])
         return done
     parts = Parts(graph, n, hashes(of_nodes, len(graph.nodes)), scores)
     before = json.loads(mark["vectors"]) if mark else []
     writing = _Writing(server, parts, of_nodes, list(dict.fromkeys([*before, *of_nodes])), done)
-    writing.begin()
+    writing.begin(repair)
+    if repair:
+        writing.forget(progress)
     writing.stage("nodes", progress)
     writing.stage("edges", progress)
     writing.stage("scores", progress)
@@ -200,8 +207,8 @@ class _Writing:
         self.of_parts = PartWriter(server, parts, vectors, properties)
         self.writer = uuid.uuid4().hex
 
-    def begin(self) -> None:
-        """Say that the graph is being written, by this export."""
+    def begin(self, repair: bool) -> None:
+        """Say that the graph is being written, by this export, and whether nothing is trusted."""
         graph = self.parts.graph
         keys = list(zip(graph.relations, graph.behaviours.tolist(), strict=True))
         heads = sorted(set(self.parts.kinds[graph.edge_list().heads].tolist()))
@@ -216,6 +223,7 @@ class _Writing:
             "vectors": json.dumps(self.properties),
             "vectors_hash": "",
             "scores_hash": "",
+            "repairing": repair,
         }
         told = ", ".join(f"g.{name} = ${name}" for name in about)
         query = (
@@ -223,6 +231,30 @@ class _Writing:
             "g.generation = coalesce(g.generation, 0)"
         )
         self.server.write(lambda tx: tx.run(query, about).consume())
+
+    def forget(self, progress: Progress) -> None:
+        """Forget the hashes of all nodes and parts, so that everything is looked at.
+
+        The mark says so until the export has ended; one that is cut short begins here again.
+        """
+        for part in range(self.parts.n):
+            progress("repair", part, self.parts.n)
+            self.server.write(partial(self._forget, part=part))
+        progress("repair", self.parts.n, self.parts.n)
+
+    def _forget(self, tx: neo4j.ManagedTransaction, part: int) -> None:
+        self._own(tx)
+        for label in KINDS:
+            query = (
+                f"MATCH (n:{label} {{kgrank_part: $part}}) "
+                f"SET n.kgrank_hash = null, n.{EDGES_PROPERTY} = null"
+            )
+            tx.run(query, part=part).consume()
+        tx.run(
+            "UNWIND $keys AS key MATCH (p:KgrankPart {id: key}) SET p.hash = $hash",
+            keys=[f"{of}-{part}" for of in ("nodes", "edges", "scores")],
+            hash=UNKNOWN,
+        ).consume()
 
     def finish(self, said: Mapping[str, str]) -> None:
         """Say that all is whole, and what it is."""
@@ -235,6 +267,7 @@ class _Writing:
                 **said,
                 "generation": int(mark["generation"]) + 1,
                 "vectors": json.dumps(list(self.vectors)),
+                "repairing": False,
             }
             told = ", ".join(f"g.{name} = ${name}" for name in about)
             tx.run(f"MATCH (g:KgrankGraph {{id: 'graph'}}) SET {told}", about).consume()

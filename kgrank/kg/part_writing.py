@@ -27,8 +27,8 @@ UNKNOWN = "?"
 
 Link = tuple[str, str, str]
 """Label of the head, relation, label of the tail."""
-Fact = tuple[bool, int, float]
-"""Behaviour, time and weight of an edge."""
+Fact = tuple[bool | None, int, float]
+"""Behaviour, time and weight of an edge; others' edges may have none of them."""
 
 
 class PartWriter:
@@ -181,7 +181,7 @@ class PartWriter:
                 ):
                     of_link = found[label, relation, tail]
                     for head, end, weight, time in zip(*columns, strict=True):
-                        of_link[head, end].append((bool(behaviour), time, weight))
+                        of_link[head, end].append((behaviour, time, weight))
         return found
 
     def scores(self, tx: neo4j.ManagedTransaction, part: int, empty: bool) -> Counter[str]:
