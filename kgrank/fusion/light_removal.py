@@ -59,16 +59,17 @@ class LightParts:
             events: (user, item) numbers; all events of the user on the item are gone.
             facts: (item, column) numbers.
         """
-        moved = np.zeros((self.weights.shape[0], self.vectors.shape[1]))
+        moved: Doubles = np.zeros((self.weights.shape[0], self.vectors.shape[1]))
         for item, column in facts:
             moved[item] -= float(self.weights[item, column]) * self.vectors[column]
+        total: Doubles = moved[items]
         if self.steps is None:
-            return moved[items]
-        total, pairs = moved[items], np.array(sorted(events), np.int64).reshape(-1, 2)
-        for step, weights in enumerate(self.steps.weights):
-            wanted = items if step == len(self.steps.weights) - 1 else np.arange(len(moved))
-            moved = self._step(self._walked[step], moved, weights.astype(np.float64), pairs, wanted)
-            total += moved if wanted is items else moved[items]
+            return total
+        pairs, last = np.array(sorted(events), np.int64).reshape(-1, 2), len(self._walked) - 1
+        for step, weights in enumerate(self.steps.weights.astype(np.float64)):
+            each = np.asarray(items if step == last else np.arange(len(moved)), np.int64)
+            moved = self._step(self._walked[step], moved, weights, pairs, each)
+            total += moved if step == last else moved[items]
         return total
 
     def _step(

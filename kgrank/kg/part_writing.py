@@ -259,7 +259,7 @@ class PartWriter:
             zip(*(column.tolist() for column in columns), strict=True)
         ):
             link = KINDS[kinds[head]], graph.relations[relation], KINDS[kinds[tail]]
-            fact = bool(graph.behaviours[relation]), time, weight
+            fact: Fact = bool(graph.behaviours[relation]), time, weight
             wanted[link, (ids[head], ids[tail])].append((fact, place))
         made: list[int] = []
         stale: dict[Link, list[tuple[str, str]]] = defaultdict(list)
