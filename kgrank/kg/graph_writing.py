@@ -1,7 +1,8 @@
 """Writing a graph into a server that speaks Bolt: in parts, and only those that differ.
 
-The layout is that of `kgrank.kg.graph_server`. Each part is one transaction, which looks what is
-there before it writes: tried again, or run after an export that was killed, it does nothing twice.
+The layout is that of `kgrank.kg.graph_server`. Each new part is one transaction, and so are a few
+that differ from what is there; it looks what is there before it writes: tried again, or run after
+an export that was killed, it does nothing twice.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ PART_ROWS = 2_000
 MIN_PARTS = 16
 MAX_GROWTH = 10
 """How many times as many there may be later, before all is written anew in more parts."""
+TOGETHER = 8
+"""Parts that are there already and differ, in one transaction: they change by little, mostly."""
 MAX_ID_BYTES = 8_000
 """What Neo4j's indexes take."""
 
@@ -284,17 +287,31 @@ class _Writing:
             "edges": self.parts.edge_hash,
             "scores": self.parts.score_hash,
         }[name]
+        waiting: dict[str, tuple[int, str]] = {}
         for part in range(n):
             progress(name, part, n)
             key = f"{name}-{part}"
             hash_ = hash_of(part)
-            if known.get(key, "") != hash_:
-                work = partial(self._part, name=name, part=part, hash_=hash_)
-                counts = self.server.write(work)
-                self.done.parts_written += 1
-                for what, count in counts.items():
-                    setattr(self.done, what, getattr(self.done, what) + count)
+            if known.get(key, "") == hash_:
+                continue
+            if key not in known:
+                self._write(name, {key: (part, hash_)})
+                continue
+            waiting[key] = part, hash_
+            if len(waiting) == TOGETHER:
+                self._write(name, waiting)
+                waiting = {}
+        self._write(name, waiting)
         progress(name, n, n)
+
+    def _write(self, name: str, parts: Mapping[str, tuple[int, str]]) -> None:
+        """Write parts (key → number and hash) in one transaction."""
+        if not parts:
+            return
+        counts = self.server.write(partial(self._parts, name=name, parts=parts))
+        self.done.parts_written += len(parts)
+        for what, count in counts.items():
+            setattr(self.done, what, getattr(self.done, what) + count)
 
     def _own(self, tx: neo4j.ManagedTransaction) -> dict[str, Any]:
         """The mark; raises StoreError if another export has begun."""
@@ -305,18 +322,23 @@ class _Writing:
             raise refusal(self.server, "another export that began later", "one at a time", mend)
         return mark
 
-    def _part(self, tx: neo4j.ManagedTransaction, name: str, part: int, hash_: str) -> Counter[str]:
-        """Write one part and its hash; nothing if it is written already."""
+    def _parts(
+        self, tx: neo4j.ManagedTransaction, name: str, parts: Mapping[str, tuple[int, str]]
+    ) -> Counter[str]:
+        """Write parts and their hashes, but those that are written already."""
         self._own(tx)
-        key = f"{name}-{part}"
-        record = tx.run("MATCH (p:KgrankPart {id: $key}) RETURN p.hash", key=key).single()
-        if record is not None and record[0] == hash_:
+        query = "UNWIND $keys AS key MATCH (p:KgrankPart {id: key}) RETURN p.id, p.hash"
+        there = {record[0]: record[1] for record in tx.run(query, keys=list(parts))}
+        left = {key: told for key, told in parts.items() if there.get(key) != told[1]}
+        if not left:
             return Counter()
         write = {
             "nodes": self.of_parts.nodes,
             "edges": self.of_parts.edges,
             "scores": self.of_parts.scores,
         }[name]
-        counts = write(tx, part, record is None)
-        tx.run("MERGE (p:KgrankPart {id: $key}) SET p.hash = $hash", key=key, hash=hash_).consume()
+        counts = write(tx, [part for part, _ in left.values()], not there)
+        rows = [{"id": key, "hash": hash_} for key, (_, hash_) in left.items()]
+        query = "UNWIND $rows AS row MERGE (p:KgrankPart {id: row.id}) SET p.hash = row.hash"
+        tx.run(query, rows=rows).consume()
         return counts

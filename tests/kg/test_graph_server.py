@@ -113,6 +113,24 @@ def test_only_the_edges_of_changed_heads_are_looked_at(
     assert whole(bolt, grown)
 
 
+def test_parts_that_differ_go_together(bolt: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_graph(GRAPH, bolt)
+    sent: list[int] = []
+    write = Server.write
+
+    def counted(self: Server, work: Any) -> Any:
+        sent.append(1)
+        return write(self, work)
+
+    more = pd.DataFrame({"user_id": [f"u{n}" for n in range(100)], "item_id": "i1"})
+    grown = GRAPH.with_events(more.assign(event="buy", timestamp=2e9))
+    monkeypatch.setattr(Server, "write", counted)
+    told = write_graph(grown, bolt)
+    assert (told.parts_written, told.edges_written) == (16, 100)
+    assert len(sent) == 4  # the beginning, twice eight parts, and the end
+    assert whole(bolt, grown)
+
+
 def test_an_export_from_before_heads_had_hashes_is_gone_on_with(bolt: Server) -> None:
     write_graph(GRAPH, bolt)
     bolt.write(lambda tx: tx.run("MATCH (n) REMOVE n.kgrank_edges").consume())
@@ -538,9 +556,12 @@ def test_a_server_killed_in_mid_export(tmp_path: Path, monkeypatch: pytest.Monke
     own = bolt_server.BoltServer(tmp_path)
     own.start()
 
-    def killing(name: str, done: int, total: int) -> None:
-        if (name, done) == ("edges", 7):
-            own.kill()
+    def killing_at(part: int) -> graph_writing.Progress:
+        def killing(name: str, done: int, total: int) -> None:
+            if (name, done) == ("edges", part):
+                own.kill()
+
+        return killing
 
     try:
         address = Address.parse(own.uri)
@@ -548,7 +569,7 @@ def test_a_server_killed_in_mid_export(tmp_path: Path, monkeypatch: pytest.Monke
             Server(address, retry_seconds=1) as server,
             pytest.raises(StoreError, match="found no answer"),
         ):
-            write_graph(GRAPH, server, progress=killing)
+            write_graph(GRAPH, server, progress=killing_at(7))
         own.start()
         with Server(address, retry_seconds=1) as server:
             nodes, edges = in_server(server)
@@ -560,7 +581,7 @@ def test_a_server_killed_in_mid_export(tmp_path: Path, monkeypatch: pytest.Monke
             more = pd.DataFrame({"user_id": [f"u{n}" for n in range(100)], "item_id": "i1"})
             grown = GRAPH.with_events(more.assign(event="buy", timestamp=2e9))
             with pytest.raises(StoreError, match="found no answer"):
-                write_graph(grown, server, progress=killing)
+                write_graph(grown, server, progress=killing_at(12))  # 8 parts were written
         own.start()
         with Server(address) as server:
             edges = in_server(server)[1]
