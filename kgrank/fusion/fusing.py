@@ -2,9 +2,9 @@
 
 No way to find weights wins on every shop, so each is fitted on one half of the valid users and
 judged by full rankings of the other half. The best is fitted again on all; where a single channel
-is better by more than noise, that channel alone is used, and where the learned channel adds no more
-than noise it is left out. The gate of products never seen in training is set after that, and
-lifting them may cost the others a little.
+is better by more than noise, that channel alone is used. Before that, the learned channel is left
+out where it adds no more than noise to a softmax regression. The gate of products never seen in
+training is set last, and lifting them may cost the others a little.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, reduce
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -40,9 +41,12 @@ HIDDEN_SHARE = 0.1  # of the relevant items, hidden to learn of cold ones where 
 HIDDEN_DRAWS = 4  # of such tenths, all of which teach
 PLACED = 500  # queries whose lists tell where cold items stand
 LEARNED = "learned"  # the channel that may be left out
-WITHOUT = "bagged without learned"
+METHODS = ("equal", "softmax", "bagged")
 BLOCK = 4_000_000  # queries × items of which copies are made at a time
 TOP_WARM, TOP_COLD = 40, 15  # candidates a channel brings to each query
+
+Gains: TypeAlias = npt.NDArray[np.float64]  # NDCG@10 of each query
+Methods: TypeAlias = Mapping[str, Callable[[], FusionWeights]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +54,11 @@ class Fused:
     """The weights of a head and how they were found.
 
     Attributes:
-        weights: the fusion weights.
-        method: "equal", "softmax", "bagged", "bagged without learned" (then the learned channel
-            weighs nothing) or the name of a single channel.
-        ndcg: cross-fitted NDCG@10 on valid of every method and of each channel alone.
+        weights: the fusion weights; the learned channel may weigh nothing.
+        method: "equal", "softmax", "bagged" or the name of a single channel.
+        ndcg: cross-fitted NDCG@10 on valid of every method and of each channel alone. Where there
+            is a learned channel, "softmax without learned" stands beside them if it is kept,
+            "softmax with learned" if it is left out.
     """
 
     weights: FusionWeights
@@ -70,36 +75,54 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
         queries: valid queries with at least one relevant item each.
         seed: of the sample of queries.
     """
-    n_items = queries.histories.n_items
+    n_items, n_channels = queries.histories.n_items, len(channels)
     most = RELEVANT * len(queries) // max(1, queries.relevant.nnz)
     queries = queries.sample(max(2, min(QUERIES, CELLS // n_items, most)), seed)
     scores = [scaled_scores(channel, queries) for channel in channels]
     candidates = _candidates(scores, side, queries)
-    learned = next((n for n, channel in enumerate(channels) if channel.name == LEARNED), None)
-    found: dict[str, npt.NDArray[np.float64]] = {}  # NDCG of each query, cross-fitted
+    found: dict[str, Gains] = {}  # cross-fitted
     for number, channel in enumerate(channels):
-        single = FusionWeights.single(len(channels), number)
+        single = FusionWeights.single(n_channels, number)
         found[channel.name] = _ndcg(scores, side, queries, single)
     half = (queries.users * 2_654_435_761 >> 7) % 2  # by user, so that no user is on both sides
-    for judged_half in (0, 1):
-        rest, judged = np.flatnonzero(half != judged_half), np.flatnonzero(half == judged_half)
-        if len(rest) and len(judged):
-            for name, method in _methods(candidates.take(rest), side, learned, seed).items():
-                of_method = found.setdefault(name, np.zeros(len(queries)))
-                of_method[judged] = _ndcg(scores, side, queries, method(), judged)
+    halves = [(np.flatnonzero(half != n), np.flatnonzero(half == n)) for n in (0, 1)]
+    if not all(map(len, halves[0])):
+        halves = []
+
+    def ways(kept: Sequence[int]) -> list[Methods]:
+        """Of some of the channels, one for each half."""
+        fewer = candidates.of_channels(kept)
+        return [_methods(fewer.take(rest), side, seed) for rest, _ in halves]
+
+    def judged(of_halves: Sequence[Methods], name: str, kept: Sequence[int]) -> Gains:
+        """What a way reaches on the halves that it was not fitted on."""
+        values = np.zeros(len(queries))
+        for (_, judged_half), methods in zip(halves, of_halves, strict=True):
+            weights = methods[name]().placed(kept, n_channels)
+            values[judged_half] = _ndcg(scores, side, queries, weights, judged_half)
+        return values
+
+    kept = list(range(n_channels))
+    of_halves = ways(kept)
+    if halves and LEARNED in found:
+        rest = [place for place in kept if channels[place].name != LEARNED]
+        of_rest = ways(rest)
+        whole, less = judged(of_halves, "softmax", kept), judged(of_rest, "softmax", rest)
+        if _clearly(whole, less) or _clearly(found[LEARNED], less):
+            found["softmax without learned"] = less
+        else:
+            found["softmax with learned"] = whole
+            kept, of_halves = rest, of_rest
+    for name in METHODS if halves else ():
+        found[name] = judged(of_halves, name, kept)
+    channels, scores = [channels[c] for c in kept], [scores[c] for c in kept]
+    candidates = candidates.of_channels(kept)
     names = [channel.name for channel in channels]
     best = _best(found, names)
-    ndcg = {name: float(values.mean()) for name, values in found.items()}
-    kept = list(range(len(channels)))
-    if best == WITHOUT:  # for products without history too
-        kept.remove(names.index(LEARNED))
-        channels, scores = [channels[c] for c in kept], [scores[c] for c in kept]
-        candidates = candidates.of_channels(kept)
     if best in names:
-        weights = FusionWeights.single(len(channels), names.index(best))
+        weights = FusionWeights.single(len(names), names.index(best))
     else:
-        way = "bagged" if best == WITHOUT else best
-        weights = _methods(candidates, side, None, seed)[way]()
+        weights = _methods(candidates, side, seed)[best]()
     if only_items(queries.relevant, side.cold).nnz < COLD_ENOUGH:
         weights = _hidden_gate(channels, scores, side, queries, weights, seed)
     else:
@@ -109,33 +132,34 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
             weights = coordinate_ascent(ranking, start, over="cold")
         floor = COLD_SHARE * _cold_recall(scores, side, queries)
         weights = lift_cold(ranking, weights, floor)
-    return Fused(weights.placed(kept, len(names)), best, ndcg)
+    ndcg = {name: float(values.mean()) for name, values in found.items()}
+    return Fused(weights.placed(kept, n_channels), best, ndcg)
 
 
-def _best(found: Mapping[str, npt.NDArray[np.float64]], singles: Sequence[str]) -> str:
-    """The way to fuse that ranks best, but without the learned channel if that adds too little.
+def _clearly(one: Gains, other: Gains) -> bool:
+    """Whether one ranks better by more than a standard error of the difference.
 
-    Too little is less than one standard error of the difference (Breiman et al., 1984). A single
-    channel is taken only where it beats the mixtures by more than that: theirs are figures of
-    weights that half of the queries taught, while all of them teach the weights that are kept.
+    (The rule of Breiman et al., 1984, for what a larger model must gain.)
     """
+    gain = one - other
+    return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
 
-    def clearly(one: str, other: str) -> bool:
-        """Whether one ranks better than the other by more than a standard error."""
-        gain = found[one] - found[other]
-        return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
+
+def _best(found: Mapping[str, Gains], singles: Sequence[str]) -> str:
+    """The method that ranks best, or a single channel that is clearly better than all of them.
+
+    The methods' figures are those of weights that half of the queries taught, while all of them
+    teach the weights that are kept.
+    """
 
     def best_of(names: Iterable[str]) -> str:
         return max(names, key=lambda name: found[name].mean())
 
     single = best_of(singles)
-    mixtures = [name for name in found if name not in singles]
-    if not mixtures or clearly(single, best_of(mixtures)):
+    methods = [name for name in METHODS if name in found]
+    if not methods or _clearly(found[single], found[best_of(methods)]):
         return single
-    best = best_of(mixtures)
-    if WITHOUT in found and not clearly(best, WITHOUT) and not clearly(single, WITHOUT):
-        return WITHOUT
-    return best
+    return best_of(methods)
 
 
 def _hidden_gate(
@@ -152,30 +176,23 @@ def _hidden_gate(
     candidates there, since that nobody wanted them on valid says nothing. The bias is that of
     `place_cold` for the latter, or for hidden ones where there are none.
     """
-    parts, sides = [], []
+    parts = []
     for draw in range(seed, seed + HIDDEN_DRAWS):
         hidden = _drawn(queries, draw)
-        sides.append(replace(side, cold=side.cold | hidden))
+        with_hidden = replace(side, cold=side.cold | hidden)
         with _hiding(channels, scores, hidden):
-            parts.append(_candidates(scores, sides[-1], queries).without(side.cold))
-    candidates, pooled = _pooled(parts, sides)
+            candidates = _candidates(scores, with_hidden, queries).without(side.cold)
+        parts.append(Ranking.of(candidates, with_hidden))
     start = _as_warm(channels, weights)
-    weights = coordinate_ascent(Ranking.of(candidates, pooled), start, over="cold")
+    weights = coordinate_ascent(Ranking.joined(parts), start, over="cold")
+    parts.clear()
     few = np.arange(min(PLACED, len(queries)))
     queries, scores = queries.take(few), [part[torch.from_numpy(few)] for part in scores]
     if not side.cold.any():
-        side = sides[-1]
+        side = with_hidden
     with _hiding(channels, scores, side.cold):
         total = _fused_scores(scores, side, weights)
     return place_cold(exclude(total, queries.excluded), side.cold, weights)
-
-
-def _pooled(parts: Sequence[Candidates], sides: Sequence[ItemSide]) -> tuple[Candidates, ItemSide]:
-    """Views of one catalogue, between which items are cold or not, as one large catalogue."""
-    width = max(part.items.shape[1] for part in parts)
-    moved = [part.padded(width).moved(n * len(sides[n].cold)) for n, part in enumerate(parts)]
-    arrays = ((side.popularity, side.trend, side.cold) for side in sides)
-    return Candidates.joined(moved), ItemSide(*map(np.concatenate, zip(*arrays, strict=True)))
 
 
 def _drawn(queries: Queries, seed: int) -> npt.NDArray[np.bool_]:
@@ -233,37 +250,26 @@ def _cold_recall(
     return float(max(hits) / only.nnz)
 
 
-def _methods(
-    candidates: Candidates, side: ItemSide, learned: int | None, seed: int
-) -> dict[str, Callable[[], FusionWeights]]:
+def _methods(candidates: Candidates, side: ItemSide, seed: int) -> Methods:
     """The ways to find weights on the candidates, each worked out when it is called.
 
     Args:
         candidates: what is ranked.
         side: what the gates know of the items.
-        learned: the place of the learned channel; a way that leaves it out is among them then.
         seed: of the queries that a bag holds.
     """
     candidates = candidates.answered()
-    n_channels = candidates.scores.shape[2]
-    equal = FusionWeights.equal(n_channels)
+    equal = FusionWeights.equal(candidates.scores.shape[2])
 
     @cache
     def regression() -> FusionWeights:
         return softmax_regression(candidates, side, equal)
 
-    def without() -> FusionWeights:
-        kept = [channel for channel in range(n_channels) if channel != learned]
-        fewer = candidates.of_channels(kept)
-        start = softmax_regression(fewer, side, FusionWeights.equal(len(kept)))
-        return bagged(Ranking.of(fewer, side), start, seed).placed(kept, n_channels)
-
-    methods: dict[str, Callable[[], FusionWeights]] = {
+    return {
         "equal": lambda: equal,
         "softmax": regression,
         "bagged": lambda: bagged(Ranking.of(candidates, side), regression(), seed),
     }
-    return methods if learned is None else {**methods, WITHOUT: without}
 
 
 def scaled_scores(channel: Channel, queries: Queries) -> torch.Tensor:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
-from kgrank.fusion.local_ridge import local_ridge
-from kgrank.fusion.products import at_least
+from kgrank.fusion.local_ridge import Rows, local_ridge
+from kgrank.fusion.products import at_least, multiply
 
 EXACT_ITEMS = 4_096  # up to here one inverse takes seconds, and is exact
 LARGE_ITEMS = 16_384  # beyond that, moments see recent events and rare features alone
@@ -67,22 +67,30 @@ class Moments:
         """Whether inputs and outputs differ, so that an item may point to itself."""
         return self.cross is not self.gram
 
-    def weights(
-        self, ridge: Ridge, *, neighbors: int, precision: torch.dtype = torch.float64
-    ) -> sp.csr_matrix:
+    @property
+    def small(self) -> bool:
+        """Whether the catalogue is so small that the weights are exact."""
+        return isinstance(self.gram, np.ndarray)
+
+    def weights(self, ridge: Ridge, *, neighbors: int) -> sp.csr_matrix:
         """Item–item weights B (n_items × n_items) float32 CSR: history row · B = scores.
 
         Args:
             ridge: penalties and side rows.
             neighbors: entries a column, at most (four times as many where it is exact).
-            precision: of an exact solution; in float32, which is faster, it is off by some 1e-6 of
-                its largest entry.
         """
-        if isinstance(self.gram, np.ndarray):
-            return self._exact(ridge, 4 * neighbors, precision)
+        if self.small:
+            return _largest(self.exact(ridge), 4 * neighbors)
         return self._local(ridge, neighbors)
 
-    def _exact(self, ridge: Ridge, keep: int, precision: torch.dtype) -> sp.csr_matrix:
+    def exact(self, ridge: Ridge, precision: torch.dtype = torch.float64) -> torch.Tensor:
+        """All weights of a small catalogue, (n_items × n_items) float32.
+
+        Args:
+            ridge: penalties and side rows.
+            precision: of the solution; in float32, which is faster, it is off by some 1e-6 of its
+                largest entry.
+        """
         gram, cross = torch.from_numpy(self.gram), torch.from_numpy(self.cross)
         for name, weight, _ in self._sides(ridge):
             shared = torch.from_numpy(self._shared[name])
@@ -94,13 +102,14 @@ class Moments:
         factor, failed = torch.linalg.cholesky_ex(full)
         if failed:  # too little penalty for this precision
             factor = torch.linalg.cholesky(full.double())
-        if self.directed:
-            weights = torch.cholesky_solve(cross.to(factor.dtype), factor)
-        else:
-            inverse = torch.cholesky_inverse(factor)
-            weights = inverse.div_(-inverse.diagonal().clone())
-            weights.fill_diagonal_(0.0)
-        return _largest(weights.float(), keep)
+        # torch.cholesky_inverse needs less work, but waits long for a core that others use as well
+        right = (
+            cross.to(factor.dtype) if self.directed else torch.eye(len(full), dtype=factor.dtype)
+        )
+        weights = torch.cholesky_solve(right, factor)
+        if not self.directed:
+            weights.div_(-weights.diagonal().clone()).fill_diagonal_(0.0)
+        return weights.float().contiguous()
 
     def _local(self, ridge: Ridge, neighbors: int) -> sp.csr_matrix:
         nothing = sp.csr_matrix((self.gram.shape[0], 1), dtype=np.float32)
@@ -126,7 +135,7 @@ class Moments:
     def _shared(self) -> dict[str, Dense]:
         """Gram matrices of the sides, (n_items × n_items); a local ridge does without."""
         sides = ("entities", self.entities), ("words", self.words)
-        return {name: (rows @ rows.T).toarray() for name, rows in sides if rows is not None}
+        return {name: _product(rows, rows.T.tocsr()) for name, rows in sides if rows is not None}
 
 
 def product(left: sp.csr_matrix, right: sp.csr_matrix) -> Matrix:
@@ -136,8 +145,16 @@ def product(left: sp.csr_matrix, right: sp.csr_matrix) -> Matrix:
         left: (n_rows × n_items) CSR.
         right: (n_rows × n_items) CSR.
     """
-    turned = right.T.tocsr() @ left
-    return turned.T.toarray() if left.shape[1] <= EXACT_ITEMS else turned.T
+    if left.shape[1] > EXACT_ITEMS:
+        return (right.T.tocsr() @ left).T
+    return _product(left.T.tocsr(), right)
+
+
+def _product(left: sp.csr_matrix, right: sp.csr_matrix) -> Dense:
+    """left · right, float32 and dense."""
+    out = np.zeros((left.shape[0], right.shape[1]), np.float32)
+    multiply(left, Rows.of(right), out)
+    return out
 
 
 def side_rows(features: sp.csr_matrix) -> sp.csr_matrix | None:

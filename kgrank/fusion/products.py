@@ -16,6 +16,8 @@ import torch
 from kgrank.compiled import compiled
 from kgrank.fusion.local_ridge import Floats, Ints, Longs, Rows
 
+SPARSE = 8  # of a row with so many times fewer products than items, only those are looked at
+
 
 def multiply(history: sp.csr_matrix, weights: Rows, out: Floats) -> None:
     """Add history · weights to `out`.
@@ -27,6 +29,18 @@ def multiply(history: sp.csr_matrix, weights: Rows, out: Floats) -> None:
     """
     left = Rows.of(history)
     by_rows(lambda first, last: _multiply(first, last, left, weights, out), len(out))
+
+
+def multiply_dense(history: sp.csr_matrix, weights: Floats, out: Floats) -> None:
+    """Add history · weights to `out`, as `multiply` does, where most weights are not zero.
+
+    Args:
+        history: (n × n_items) CSR float32.
+        weights: (n_items × n_items) float32.
+        out: (n × n_items) float32.
+    """
+    left = Rows.of(history)
+    by_rows(lambda first, last: _multiply_dense(first, last, left, weights, out), len(out))
 
 
 def add_scaled(history: sp.csr_matrix, weights: Rows, gate: Floats, out: Floats) -> None:
@@ -78,6 +92,16 @@ def _multiply(first: int, last: int, history: Rows, weights: Rows, out: Floats) 
 
 
 @compiled
+def _multiply_dense(first: int, last: int, history: Rows, weights: Floats, out: Floats) -> None:
+    for row in range(first, last):
+        into = out[row]
+        for entry in range(history.starts[row], history.starts[row + 1]):
+            of_item, factor = weights[history.items[entry]], history.values[entry]
+            for item in range(len(into)):
+                into[item] += factor * of_item[item]
+
+
+@compiled
 def _accumulate(row: int, history: Rows, weights: Rows, out: Floats) -> None:
     for entry in range(history.starts[row], history.starts[row + 1]):
         item, factor = history.items[entry], history.values[entry]
@@ -91,9 +115,30 @@ def _add_scaled(
 ) -> None:
     n_items = out.shape[1]
     scores = np.zeros(n_items, np.float32)
+    found, of_found = np.empty(n_items // SPARSE, np.int32), np.empty(n_items // SPARSE, np.float32)
     for row in range(first, last):
         _accumulate(row, history, weights, scores)
-        squares = 0.0
+        entries, squares = 0, 0.0
+        for entry in range(history.starts[row], history.starts[row + 1]):
+            item = history.items[entry]
+            entries += weights.starts[item + 1] - weights.starts[item]
+        if entries <= len(found):  # so few that the others need not be looked at
+            n = 0
+            for entry in range(history.starts[row], history.starts[row + 1]):
+                item = history.items[entry]
+                for place in range(weights.starts[item], weights.starts[item + 1]):
+                    other = weights.items[place]
+                    score = scores[other]
+                    if score != 0.0:  # else it was met before, or adds up to nothing
+                        squares += score * score
+                        found[n], of_found[n], scores[other] = other, score, 0.0
+                        n += 1
+            if squares > 0.0:
+                factor = np.float32(1.0 / np.sqrt(squares / n_items))
+                for place in range(n):
+                    item = found[place]
+                    out[row, item] += of_found[place] * gate[item] * factor
+            continue
         for item in range(n_items):
             squares += scores[item] * scores[item]
         if squares > 0.0:
@@ -101,15 +146,16 @@ def _add_scaled(
             into = out[row]
             for item in range(n_items):
                 into[item] += scores[item] * gate[item] * factor
-                scores[item] = 0.0
+        scores[:] = 0.0
 
 
 @compiled
 def _count(first: int, last: int, matrix: Floats, least: Floats, counts: Longs) -> None:
     for row in range(first, last):
-        of_row, n = matrix[row], 0
+        of_row, n = matrix[row], np.int32(0)  # as narrow as a weight: many at once
         for column in range(len(of_row)):
-            n += (abs(of_row[column]) >= least[column]) & (of_row[column] != 0.0)
+            kept = abs(of_row[column]) >= least[column] and of_row[column] != 0.0
+            n += np.int32(1) if kept else np.int32(0)
         counts[row + 1] = n
 
 

@@ -8,9 +8,10 @@ after a few of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ Longs = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Over = Literal["all", "warm", "cold"]
 
-BLOCK = 32  # candidates that are counted before the cut-off is looked at
+BLOCK = 64  # candidates that are counted before the cut-off is looked at
 BAGS, BAG_SHARE = 8, 0.7  # searches whose weights are averaged, and the queries each sees
 
 
@@ -78,6 +79,30 @@ class Ranking(NamedTuple):
             discount=discount,
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Ranking]) -> Ranking:
+        """The queries of all parts, which are of the same channels and the same cut-off."""
+
+        def together(name: str, axis: int = 0) -> Any:
+            return np.concatenate([getattr(part, name) for part in parts], axis)
+
+        before = np.cumsum([0, *(part.starts[-1] for part in parts)])
+        relevant = np.cumsum([0, *(len(part.relevant) for part in parts)])
+        moved = list(zip(parts, before, relevant, strict=False))
+        return cls(
+            starts=np.concatenate([[0], *(part.starts[1:] + by for part, by, _ in moved)]),
+            scores=together("scores", 1),
+            popularity=together("popularity"),
+            trend=together("trend"),
+            cold=together("cold"),
+            relevant_starts=np.concatenate(
+                [[0], *(part.relevant_starts[1:] + by for part, _, by in moved)]
+            ),
+            relevant=np.concatenate([part.relevant + by for part, by, _ in moved]),
+            ideal=together("ideal"),
+            discount=parts[0].discount,
+        )
+
     @property
     def queries(self) -> Longs:
         """The numbers of all queries."""
@@ -86,7 +111,9 @@ class Ranking(NamedTuple):
     def fused(self, weights: FusionWeights) -> Floats:
         """The candidates' fused scores, (n_candidates) float32."""
         side = ItemSide(self.popularity, self.trend, self.cold)
-        fused: Floats = (weights.gates(side) * self.scores).sum(axis=0) + weights.bias(side)
+        fused = weights.bias(side)
+        for channel, scores in enumerate(self.scores):  # one at a time: there may be many
+            fused += weights.of_channels([channel]).gates(side)[0] * scores
         return fused
 
     def ndcg(self, weights: FusionWeights) -> float:
@@ -177,10 +204,12 @@ def _rank(scores: Floats, own: float, k: int) -> int:
     count = -1
     first = 0
     while first < len(scores) and count < k:
-        last = min(first + BLOCK, len(scores))
-        for place in range(first, last):
-            count += scores[place] >= own
-        first = last
+        block = scores[first : first + BLOCK]
+        better = np.int32(0)  # as narrow as a score: many are counted at once
+        for place in range(len(block)):
+            better += np.int32(1) if block[place] >= own else np.int32(0)
+        count += int(better)
+        first += BLOCK
     return count
 
 
@@ -333,7 +362,8 @@ def _add(
     new_weight = np.float32(moved) if place < n else weight
     new_slope = slope if place < n else np.float32(moved)
     zero = np.float32(0.0)
-    for i in range(n_scores):
-        before = max(weight + slope * popularity[i], zero)
-        after = max(new_weight + new_slope * popularity[i], zero)
-        out[i] = total[i] + (zero if cold[i] else (after - before) * scores[i])
+    for i in range(n_scores):  # without branches, so that many are worked out at once
+        before, after = weight + slope * popularity[i], new_weight + new_slope * popularity[i]
+        before = before if before > zero else zero
+        after = after if after > zero else zero
+        out[i] = total[i] + (after - before) * (zero if cold[i] else scores[i])

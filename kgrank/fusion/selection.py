@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
 import torch
 
 from kgrank.fusion.channels import Form, ItemItem
@@ -19,6 +21,7 @@ from kgrank.fusion.history import Decay, Spans
 from kgrank.fusion.item_item import Moments, Ridge
 from kgrank.fusion.metrics import list_metrics
 from kgrank.fusion.model import exclude
+from kgrank.fusion.products import multiply_dense
 from kgrank.fusion.queries import Queries
 
 INF = float("inf")
@@ -48,6 +51,26 @@ class Choice:
     ndcg: float
 
 
+class Scoring(Protocol):
+    """What a trial asks of a channel's form."""
+
+    def scores(self, history: sp.csr_matrix) -> torch.Tensor:
+        """Σ_h w(h) · v(h, i), (n × n_items) float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Uncut:
+    """Item–item weights of which none is left out, (n_items × n_items) float32."""
+
+    weights: npt.NDArray[np.float32]
+
+    def scores(self, history: sp.csr_matrix) -> torch.Tensor:
+        """See `Scoring`."""
+        out = np.zeros(history.shape, np.float32)
+        multiply_dense(history, self.weights, out)
+        return torch.from_numpy(out)
+
+
 @dataclass(frozen=True, eq=False)
 class Trial:
     """Valid queries on which settings are compared."""
@@ -62,7 +85,7 @@ class Trial:
         n = min(SEARCH_QUERIES, max(1, by_size), max(1, int(SEARCH_EVENTS / mean_length)))
         return cls(queries.sample(n, seed))
 
-    def ndcg(self, form: Form, decay: Decay) -> float:
+    def ndcg(self, form: Scoring, decay: Decay) -> float:
         """NDCG@10 of the channel alone, by full ranking."""
         queries = self.queries
         scores = form.scores(queries.histories.weights(queries.spans, decay)).cpu()
@@ -71,7 +94,7 @@ class Trial:
         return float(list_metrics(top, queries.relevant, (10,)).ndcg[10].mean())
 
     def best_decay(
-        self, form: Form, start: Decay, *, with_kinds: bool = True
+        self, form: Scoring, start: Decay, *, with_kinds: bool = True
     ) -> tuple[Decay, float]:
         """The decay that ranks best, from `start`: age first, then days, then kinds of events."""
         histories = self.queries.histories
@@ -113,6 +136,13 @@ def choose_features(trial: Trial, form: Form, learned: Decay | None = None) -> C
     return Choice(decay, None, None, ndcg)
 
 
+def _tried(moments: Moments, ridge: Ridge, neighbors: int) -> Scoring:
+    """The weights that a setting gives; exact ones uncut, since that would take longest."""
+    if moments.small:
+        return _Uncut(moments.exact(ridge, torch.float32).numpy())
+    return ItemItem(moments.weights(ridge, neighbors=neighbors))
+
+
 def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors: int) -> Choice:
     """Penalty, dropout, side rows and decay of an item–item channel."""
 
@@ -121,8 +151,8 @@ def choose_ridge(trial: Trial, evidence: Evidence, *, directed: bool, neighbors:
         return evidence.directed_moments(steps) if directed else evidence.linear_moments()
 
     @lru_cache(maxsize=4)
-    def form(ridge: Ridge, steps: Steps) -> ItemItem:
-        return ItemItem(moments(steps).weights(ridge, neighbors=neighbors, precision=torch.float32))
+    def form(ridge: Ridge, steps: Steps) -> Scoring:
+        return _tried(moments(steps), ridge, neighbors)
 
     has_entities = evidence.features.entities.nnz > 0
     has_words = evidence.features.words.nnz > 0
@@ -161,8 +191,7 @@ def choose_ease(trial: Trial, evidence: Evidence, *, neighbors: int) -> float:
     moments = Evidence.of_events(evidence.histories).linear_moments()
 
     def score(penalty: float) -> float:
-        weights = moments.weights(Ridge(penalty), neighbors=neighbors, precision=torch.float32)
-        return trial.ndcg(ItemItem(weights), Decay())
+        return trial.ndcg(_tried(moments, Ridge(penalty), neighbors), Decay())
 
     return _climb(PENALTIES, 100.0, score(100.0), score)[0]
 

@@ -14,7 +14,7 @@ that it is neither lifted nor sunk by what popular products need.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -150,28 +150,6 @@ class Candidates:
     def of_channels(self, channels: Sequence[int]) -> Candidates:
         """The same candidates, scored by some of the channels."""
         return replace(self, scores=self.scores[:, :, list(channels)])
-
-    def padded(self, width: int) -> Candidates:
-        """The same candidates with places added that are not real, up to `width`."""
-        more = width - self.items.shape[1]
-        pad = torch.nn.functional.pad
-        return replace(
-            self,
-            scores=pad(self.scores, (0, 0, 0, more)),
-            items=pad(self.items, (0, more)),
-            relevant=pad(self.relevant, (0, more)),
-            real=pad(self.real, (0, more)),
-        )
-
-    def moved(self, by: int) -> Candidates:
-        """The same candidates under item numbers that are higher by `by`."""
-        return replace(self, items=self.items + by)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
-        """The queries of all parts, which are of the same width and channels."""
-        columns = (field.name for field in fields(cls))
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in columns))
 
     def without(self, left_out: npt.NDArray[np.bool_]) -> Candidates:
         """The same candidates but for the items left out, (n_items) bool."""

@@ -247,14 +247,14 @@ def to_pyg(graph: KnowledgeGraph) -> HeteroData:
 
     data, nodes = HeteroData(), graph.nodes
     local = np.empty(len(nodes), dtype=np.int64)
-    every = [nodes.node(number) for number in range(len(nodes))]
+    ids, labels = nodes.ids.to_pylist(), nodes.names.to_pylist()
     for number, type_ in enumerate(nodes.type_names):
         members = np.flatnonzero(nodes.types == number)
         local[members] = np.arange(len(members))
         if len(members):
             data[type_].num_nodes = len(members)
-            data[type_].node_id = [every[member].id for member in members]
-            data[type_].name = [every[member].name for member in members]
+            data[type_].node_id = [ids[member] for member in members]
+            data[type_].name = [labels[member] for member in members]
 
     edges = graph.edge_list()
     # an event kind and a relation of the same name share a store where their ends agree

@@ -165,12 +165,16 @@ class GraphEncoder(nn.Module, ABC):
         self.register_buffer("texts", graph.texts, persistent=False)
 
     @abstractmethod
-    def brought(self) -> Tensor:
-        """What the graph brings to each item, (n_items × dim)."""
+    def brought(self, said: Tensor | None = None) -> Tensor:
+        """What the graph brings to each item, (n_items × dim); `said` as of `base`."""
 
-    def base(self) -> Tensor:
-        """What each item's vector is before the graph, (n_items × dim)."""
-        return self.target * self.met + self.said()
+    def base(self, said: Tensor | None = None) -> Tensor:
+        """What each item's vector is before the graph, (n_items × dim).
+
+        Args:
+            said: what `said` gave before; worked out if None.
+        """
+        return self.target * self.met + (self.said() if said is None else said)
 
     def said(self) -> Tensor:
         """What words and text vectors bring to each item, (n_items × dim)."""
@@ -179,7 +183,8 @@ class GraphEncoder(nn.Module, ABC):
 
     def shared(self) -> Tensor:
         """What text and graph bring to each item, (n_items × dim)."""
-        return self.said() + self.brought()
+        said = self.said()
+        return said + self.brought(said)
 
     def forward(
         self,
@@ -263,12 +268,12 @@ class LightEncoder(GraphEncoder):
         brought: Tensor = self._step(self.facts(), self._known)
         return brought
 
-    def brought(self) -> Tensor:
+    def brought(self, said: Tensor | None = None) -> Tensor:
         """What facts and neighbours bring, linear in the edges, (n_items × dim)."""
         known = self.known()
         if not len(self.hop):
             return known
-        near, step = known, self.base() + known
+        near, step = known, self.base(said) + known
         for weights in self.hop:
             users = _sum(self._step(step, edges) for edges in self._behaviours)
             step = _sum(

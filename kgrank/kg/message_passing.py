@@ -68,9 +68,9 @@ class MessageEncoder(GraphEncoder):
             ]
         self.layers = nn.ModuleList(made)
 
-    def brought(self) -> Tensor:
+    def brought(self, said: Tensor | None = None) -> Tensor:
         """What the convolutions bring to each item, (n_items × dim)."""
-        items = self.base()
+        items = self.base(said)
         nodes = {"item": items, "user": propagate(items, self._met_items), **self.tables}
         if self.name == "hgt":
             return self._heterogeneous(nodes)
@@ -85,8 +85,8 @@ class MessageEncoder(GraphEncoder):
             kinds.append(index.new_full((index.shape[1],), number))
         edges, of_kind = torch.cat(parts, dim=1), torch.cat(kinds)
         for layer in self.layers:
-            said = of_kind if self.name == "rgcn" else self.kind[of_kind]
-            x = x + nn.functional.relu(layer(x, edges, said))
+            what = of_kind if self.name == "rgcn" else self.kind[of_kind]
+            x = x + nn.functional.relu(layer(x, edges, what))
         place = starts["item"]
         brought: Tensor = x[place : place + len(items)] - items
         return brought

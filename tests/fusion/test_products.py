@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from kgrank.fusion.local_ridge import Rows
-from kgrank.fusion.products import add_scaled, at_least, multiply
+from kgrank.fusion.products import SPARSE, add_scaled, at_least, multiply, multiply_dense
 
 N, N_ITEMS = 13, 9
 
@@ -32,6 +32,9 @@ def test_a_product_is_added_to_what_is_there(threads: int) -> None:
     out = np.ones((N, N_ITEMS), np.float32)
     multiply(history, Rows.of(weights), out)
     assert out == pytest.approx(1.0 + (history @ weights).toarray(), rel=1e-5)
+    dense = np.ones((N, N_ITEMS), np.float32)
+    multiply_dense(history, weights.toarray(), dense)
+    assert dense == pytest.approx(out, rel=1e-5)
 
 
 def test_rows_are_scaled_and_columns_gated(threads: int) -> None:
@@ -51,3 +54,25 @@ def test_entries_of_at_least_their_columns_bound_are_kept() -> None:
     assert kept.has_sorted_indices
     assert kept.toarray().tolist() == [[0, -2, 0], [3, 0, 0], [-4, 2, 5]]
     assert kept.nnz == 5  # a zero is not kept, whatever the bound
+
+
+def test_rows_of_few_products_are_scaled_alike(threads: int) -> None:
+    """1,000 items of which a row reaches 30: what the plain way over all items gives."""
+    rng = np.random.default_rng(4)
+    weights = sp.csr_matrix(
+        (
+            rng.normal(size=10_000).astype(np.float32),
+            rng.integers(0, 90, 10_000),
+            range(0, 10_001, 10),
+        ),
+        (1_000, 1_000),
+    )
+    history = sp.random(20, 1_000, 0.003, "csr", np.float32, rng)
+    assert 10 * np.diff(history.indptr).max() <= 1_000 // SPARSE
+    gate = rng.random(1_000, np.float32)
+    out = np.ones((20, 1_000), np.float32)
+    add_scaled(history, Rows.of(weights), gate, out)
+    plain = (history @ weights).toarray().astype(np.float64)
+    size = np.sqrt((plain**2).mean(axis=1, keepdims=True))
+    expected = 1.0 + gate * plain / np.where(size > 0, size, 1.0)
+    assert out == pytest.approx(expected, rel=1e-4, abs=1e-5)

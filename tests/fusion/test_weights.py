@@ -131,6 +131,23 @@ def test_ndcg_of_candidates_leaves_out_padding_and_what_is_behind_the_cut() -> N
     assert candidates_ndcg(more, side, weights) == pytest.approx(1.5 / (whole + 0.5))
 
 
+def test_joined_rankings_are_the_queries_of_all() -> None:
+    """Three lists and five of other items with other gates: the mean is that of eight lists."""
+    parts = []
+    for n_queries, n_items, seed in ((3, 12, 1), (5, 20, 2)):
+        rng = np.random.default_rng(seed)
+        scores = torch.from_numpy(rng.normal(size=(n_queries, n_items, 2)).astype(np.float32))
+        relevant = torch.from_numpy(rng.random((n_queries, n_items)) < 0.3)
+        candidates = candidates_of(scores, relevant)
+        parts.append(Ranking.of(candidates, side_of(n_items, n_cold=4, seed=seed)))
+    joined = Ranking.joined(parts)
+    vectors = np.random.default_rng(3).normal(size=(4, 8))
+    for weights in map(FusionWeights.from_vector, vectors):
+        of_parts = [part.ndcg(weights) for part in parts]
+        assert of_parts[0] != of_parts[1]
+        assert joined.ndcg(weights) == pytest.approx((3 * of_parts[0] + 5 * of_parts[1]) / 8)
+
+
 def test_candidates_rank_by_gates_and_bias() -> None:
     """NDCG of the candidates equals NDCG of the scores that gates and bias make by hand."""
     rng = np.random.default_rng(4)
