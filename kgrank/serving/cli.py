@@ -198,21 +198,23 @@ def train(
 
     with faults_told(as_json and leads()):
         from kgrank.config import read_config, read_source
+        from kgrank.devices import choose_device
         from kgrank.serving.training import assist
         from kgrank.serving.training import train as fit
         from kgrank.tracking import sinks_of
 
         config, checkpoints = read_config(source, sets or ()), out / ".training"
+        found = choose_device(device)  # a device that is not there is told before tables are read
         if not leads():
             tables = read_source(source, config)
-            assist(tables, config, device=device, checkpoints=checkpoints, resume=resume)
+            assist(tables, config, device=found, checkpoints=checkpoints, resume=resume)
             return
         with sinks_of(track, config.as_dict()) as sinks, progress_on_stderr() as progress:
             bundle = fit(
                 read_source(source, config),
                 config,
                 progress=progress,
-                device=device,
+                device=found,
                 checkpoints=checkpoints,
                 resume=resume,
                 sinks=sinks,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
@@ -71,6 +72,10 @@ def test_every_fault_is_told_and_nothing_is_left_behind(tmp_path: Path) -> None:
     assert trained.exit_code == 1
     assert "events.csv, row 2, column 'user_id'" in trained.stderr
     assert not (tmp_path / "models").exists()
+    if not torch.cuda.is_available():  # told first, since reading may take long
+        nowhere = run("train", shop, "--out", tmp_path / "models", "--device", "cuda")
+        assert nowhere.exit_code == 1
+        assert "found device 'cuda'" in nowhere.stderr
 
 
 def test_train_evaluate_and_an_unknown_setting(tiny_shop: Path, tmp_path: Path) -> None:
