@@ -81,12 +81,23 @@ class PartWriter:
             create = f"UNWIND $rows AS row CREATE (n:{label} {{{fresh}{vectors}}}) RETURN count(*)"
             told = ", ".join(f"n.{p} = row.{p}" for p in [*properties, *self.properties])
             change = f"UNWIND $rows AS row MATCH (n:{label} {{id: row.id}}) SET {told} "
+            if not empty:
+                self._refuse_others(tx, label, [self.parts.ids[node] for node in new])
             self._send(tx, create, map(self._row, new))
             self._send(tx, f"{change}RETURN count(*)", map(self._row, other))
             _remove(tx, label, gone)
             counts["nodes_written"] += len(new) + len(other)
             counts["nodes_removed"] += len(gone)
         return counts
+
+    def _refuse_others(self, tx: neo4j.ManagedTransaction, label: str, ids: Sequence[str]) -> None:
+        """Raises StoreError if a node that is to be made is there, but not as a part of ours."""
+        query = f"UNWIND $ids AS id MATCH (n:{label} {{id: id}}) RETURN n.id LIMIT 1"
+        for batch in _batches((id_, 4 * len(id_)) for id_ in ids):
+            if (record := tx.run(query, ids=batch).single()) is not None:
+                found = f"a node labelled {label} with the id {record[0]!r} that is no export"
+                mend = "Somebody has made or changed it: remove it, and export again"
+                raise refusal(self.server, found, "the nodes of the export alone", mend)
 
     def _row(self, node: int) -> tuple[dict[str, Any], int]:
         """What is sent for a node, and about how many bytes that is."""

@@ -236,6 +236,19 @@ def test_nodes_of_others_are_left_alone(bolt: Server) -> None:
     assert bolt.read("MATCH (s:Shop) RETURN count(s)") == [[1]]
 
 
+def test_a_node_that_somebody_made_before_us_is_told(bolt: Server) -> None:
+    write_graph(GRAPH, bolt)
+    bolt.write(lambda tx: tx.run("CREATE (:Item {id: 'soon', name: 'theirs'})").consume())
+    more = pd.DataFrame({"user_id": ["u1"], "item_id": ["soon"], "event": "buy"})
+    grown = GRAPH.with_events(more.assign(timestamp=2e9))
+    with pytest.raises(StoreError, match="labelled Item with the id 'soon' that is no export"):
+        write_graph(grown, bolt)
+    assert bolt.read("MATCH (i:Item {id: 'soon'}) RETURN i.name") == [["theirs"]]
+    bolt.write(lambda tx: tx.run("MATCH (i:Item {id: 'soon'}) DELETE i").consume())
+    write_graph(grown, bolt)
+    assert whole(bolt, grown)
+
+
 @pytest.mark.parametrize(
     "change",
     [
