@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -54,8 +55,11 @@ def _fault(kind: type[Section], error: Any) -> str:
     if error["type"] == "value_error":  # our own validators say what was found and is allowed
         said = f"{error['ctx']['error']}. Correct it."
         return f"{place}: {said}" if place else said
+    if error["type"] == "missing":
+        return f"found no {place}; allowed: one. Add it."
     allowed = "a section" if error["type"] == "model_type" else str(error["msg"])
-    allowed = allowed.removeprefix("Input should be ")
+    allowed = re.sub(r"^(Input should be |\w+ should have )", "", allowed)
+    allowed = allowed.partition(" after validation")[0]
     return f"{place}: found {_shown(error['input'])}; allowed: {allowed}. Correct it."
 
 

@@ -15,6 +15,9 @@ to i, and each is in the sum once:
 Their sum is the way's share; divided by both lengths it is a part of v(h, i). A share at or below 0
 is no way. What else is in the product has no way of at most four edges: own parts and words that
 are alike, and what came from a third item, which neither product has met over u.
+
+A fact that ties h and i to each other is a way too (`tied`). With f_h what it brings of h to i and
+g_i what it brings of i to h, its terms are ⟨s_h, f_h⟩ and ⟨g_i, x_i⟩, with ⟨g_i, f_h⟩ of both once.
 """
 
 from __future__ import annotations
@@ -131,6 +134,41 @@ class SharedUsers:
                 self.lengths,
             )
         )
+
+
+def tied(
+    form: DenseFeatures,
+    steps: LightSteps | None,
+    weights: sp.csr_matrix,
+    vectors: npt.NDArray[np.float32],
+) -> sp.csr_matrix:
+    """v(h, i) of a light encoder, as far as it went over a fact that ties the two to each other.
+
+    Args:
+        form: the channel, with lengths.
+        steps: its steps over users; None where it takes none.
+        weights: (n_items × n_items) CSR, row i column j: how strongly facts to j tie i.
+        vectors: (n_items × dim) what an item brings by a fact to it.
+
+    Returns:
+        (n_items × n_items) float32 CSR, row h column i, entries > 0.
+    """
+    if form.lengths is None or not weights.nnz:
+        return sp.csr_matrix(weights.shape, dtype=np.float32)
+    lengths = torch.from_numpy(form.lengths)[:, :, None]
+    sources = (form.of_history.cpu() * lengths[0]).numpy()
+    base = (form.values.cpu() * lengths[1]).numpy()
+    if steps is not None:
+        sources, base = sources - (base - steps.base), steps.base
+    of_sources, of_targets = (np.einsum("nd,nd->n", part, vectors) for part in (sources, base))
+    both = sp.coo_matrix(weights.multiply(weights.T))
+    both.data = both.data * np.einsum("nd,nd->n", vectors[both.row], vectors[both.col])
+    shares = sp.diags(of_sources) @ weights.T + weights @ sp.diags(of_targets) - both.tocsr()
+    of_h, of_i = (sp.diags(1.0 / np.maximum(of, 1e-12)) for of in form.lengths)
+    shares = sp.csr_matrix(of_h @ shares @ of_i, dtype=np.float32)
+    shares.data = np.maximum(shares.data, 0.0)
+    shares.eliminate_zeros()
+    return shares
 
 
 @compiled

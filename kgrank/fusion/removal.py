@@ -7,11 +7,12 @@ Nothing is trained again; what an edge takes part in is worked out anew:
 | the user's history | without these events; ages, decay and the size of each channel follow |
 | `linear`, `directed` | column i solved again over its neighbours, rows and side rows changed |
 | `graph` | the features of both products without the entity, brought to length 1 again |
-| `learned` ("light") | their vectors without what the entity brought, brought to length 1 again |
+| `learned` ("light") | the vectors of a propagation without them, brought to length 1 again |
 
 The change of a column is that between two closed forms over the same neighbours. For a local ridge
-the one before is the column itself; an exact one spans all items, so there it is close to it. How
-rare an entity is, sizes (but for the history's own change) and vectors of other products stay.
+the one before is the column itself; an exact one spans all items, so there it is close to it. A
+propagation follows as `kgrank.fusion.light_removal` says: degrees are those of the events left, as
+the ridges' moments are. How rare an entity is and sizes (but for the history's own change) stay.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 import scipy.sparse as sp
+import torch
 
 from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatures
 from kgrank.fusion.evidence import Evidence, Steps
 from kgrank.fusion.history import Histories, Spans
 from kgrank.fusion.item_item import Moments, Ridge, side_columns
+from kgrank.fusion.light_removal import LightParts
 from kgrank.fusion.model import FusedModel, Head
 
 Doubles = npt.NDArray[np.float64]
@@ -50,19 +53,6 @@ class Removed:
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedParts:
-    """What facts bring to the learned channel's vectors before they are of length 1.
-
-    Attributes:
-        weights: (n_items × n_columns) float32 CSR.
-        vectors: (n_columns × dim) float32, 0 for a column that brings nothing.
-    """
-
-    weights: sp.csr_matrix
-    vectors: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
 class Rescorer:
     """Scores of one model as they would be without some edges.
 
@@ -70,13 +60,13 @@ class Rescorer:
         model: what scores.
         evidence: what its channels were fitted on.
         ridges: item–item channel → its ridge and the steps of its rows (None for EASE).
-        learned: what facts bring to the vectors of channels with `DenseFeatures.lengths`.
+        learned: what the vectors of channels with `DenseFeatures.lengths` are sums of.
     """
 
     model: FusedModel
     evidence: Evidence
     ridges: Mapping[str, tuple[Ridge, Steps | None]]
-    learned: Mapping[str, LearnedParts]
+    learned: Mapping[str, LightParts]
 
     def score(
         self, histories: Histories, user: int, item: int, head: Head, without: Removed
@@ -118,19 +108,15 @@ class Rescorer:
     ) -> Doubles | None:
         """v(h, item) of each item h of the history, (n); None where no edge changes it."""
         form = channel.form
-        if isinstance(form, ItemItem) and channel.name in self.ridges:
-            if not without.others and not without.facts:
-                return None
-            return self._solved(channel.name, form, items, item, without)
-        if not without.facts:
+        if not without.others and not without.facts:
             return None
-        if isinstance(form, SparseFeatures) and channel.name == "graph":
+        if isinstance(form, ItemItem) and channel.name in self.ridges:
+            return self._solved(channel.name, form, items, item, without)
+        if isinstance(form, DenseFeatures) and channel.name in self.learned:
+            return self._products(self.learned[channel.name], form, items, item, without)
+        if isinstance(form, SparseFeatures) and channel.name == "graph" and without.facts:
             own = self._features(form.values, item, without)
             rows = {h: self._features(form.values, h, without) for h in set(items.tolist())}
-            return np.array([float(rows[h] @ own) for h in items.tolist()])
-        if isinstance(form, DenseFeatures) and channel.name in self.learned:
-            own = self._vector(channel.name, form, 1, item, without)
-            rows = {h: self._vector(channel.name, form, 0, h, without) for h in set(items.tolist())}
             return np.array([float(rows[h] @ own) for h in items.tolist()])
         return None
 
@@ -142,18 +128,27 @@ class Rescorer:
             row /= max(float(np.linalg.norm(row)), 1e-12)
         return row
 
-    def _vector(
-        self, name: str, form: DenseFeatures, which: int, item: int, without: Removed
-    ) -> Doubles:
-        table = (form.of_history, form.values)[which]
-        vector: Doubles = table[item].cpu().numpy().astype(np.float64)
-        gone = [column for of, column in without.facts if of == item]
-        if gone and form.lengths is not None:
-            parts = self.learned[name]
-            weights = parts.weights[item].toarray()[0][gone]
-            vector = vector * form.lengths[which, item] - weights @ parts.vectors[gone]
-            vector /= max(float(np.linalg.norm(vector)), 1e-12)
-        return vector
+    def _products(
+        self,
+        parts: LightParts,
+        form: DenseFeatures,
+        items: npt.NDArray[np.integer],
+        item: int,
+        without: Removed,
+    ) -> Doubles | None:
+        """The products of the vectors as they are without the edges."""
+        if form.lengths is None:
+            return None
+        events = ((user, of) for user, lost in without.others.items() for of in lost)
+        each, places = np.unique(np.append(items, item), return_inverse=True)
+        change = parts.change(each, events, without.facts)
+        vectors = []
+        for table, lengths in zip((form.of_history, form.values), form.lengths, strict=True):
+            sums = table[torch.from_numpy(each).to(table.device)].cpu().numpy().astype(np.float64)
+            sums = sums * lengths[each, None] + change
+            vectors.append(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12))
+        values: Doubles = vectors[0][places[:-1]] @ vectors[1][places[-1]]
+        return values
 
     def _solved(
         self,

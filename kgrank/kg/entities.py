@@ -46,14 +46,16 @@ class EntityVectors:
         ids: (n) entity ids, no two the same.
         values: (n × dim) float32.
         steps: the steps over users beside them; None where the encoder takes none.
+        items: the same of items that facts tie other items to; None where there are none.
     """
 
     ids: tuple[str, ...]
     values: npt.NDArray[np.float32]
     steps: LightSteps | None = None
+    items: EntityVectors | None = None
 
     def save(self, path: Path) -> None:
-        """Write a Parquet file with the columns `entity_id` and `vector`; it holds no steps."""
+        """Write a Parquet file with the columns `entity_id` and `vector`: no steps, no items."""
         ids = pa.array(self.ids, pa.string())
         flat = pa.array(np.ascontiguousarray(self.values, np.float32).reshape(-1))
         vectors = pa.FixedSizeListArray.from_arrays(flat, self.values.shape[1])
@@ -84,8 +86,9 @@ def entity_vectors(encoder: GraphEncoder, graph: GraphInput) -> EntityVectors:
     For "light" it is what an item gains by a fact to the entity, before the item's vector is
     brought to length 1: the sum over an item's facts, times their weights in `GraphInput.known`, is
     what `LightEncoder.brought` begins with. Where facts of several relations lead to one entity,
-    it is their mean over the items. For the other encoders it is the learned vector that the
-    convolutions start from; what an item gains from it is no longer a sum.
+    it is their mean over the items. An item that facts lead to has such a vector too, beside its
+    own. For the other encoders it is the learned vector that the convolutions start from; what an
+    item gains from it is no longer a sum.
 
     Args:
         encoder: trained on the graph, on any device.
@@ -96,7 +99,7 @@ def entity_vectors(encoder: GraphEncoder, graph: GraphInput) -> EntityVectors:
 
     ids: list[str] = []
     parts = [np.empty((0, encoder.target.shape[1]), np.float32)]
-    of_tails = steps = None
+    of_tails = steps = items = None
     if isinstance(encoder, LightEncoder):
         with torch.no_grad():
             of_tails = _means(graph) @ encoder.facts().cpu().numpy()
@@ -104,16 +107,19 @@ def entity_vectors(encoder: GraphEncoder, graph: GraphInput) -> EntityVectors:
                 base = (encoder.base() + encoder.known()).cpu().numpy()
                 steps = LightSteps(base, encoder.hop.cpu().numpy())
     for kind, start in type_starts(graph.data)[0].items():
-        if kind in ("item", "user"):
-            continue
         own = graph.nodes - start
         tails = np.flatnonzero((own >= 0) & (own < int(graph.data[kind].num_nodes)))
+        if kind in ("item", "user"):
+            if kind == "item" and of_tails is not None and len(tails):
+                named = (graph.data[kind].node_id[number] for number in own[tails])
+                items = EntityVectors(tuple(named), of_tails[tails])
+            continue
         ids += [graph.data[kind].node_id[number] for number in own[tails]]
         if of_tails is not None:
             parts.append(of_tails[tails])
         elif isinstance(encoder, MessageEncoder):
             parts.append(encoder.tables[kind].detach().cpu().numpy()[own[tails]])
-    return EntityVectors(tuple(ids), np.concatenate(parts), steps)
+    return EntityVectors(tuple(ids), np.concatenate(parts), steps, items)
 
 
 def symmetric(matrix: sp.csr_matrix) -> sp.csr_matrix:
@@ -123,6 +129,30 @@ def symmetric(matrix: sp.csr_matrix) -> sp.csr_matrix:
     of_users = np.maximum(np.asarray(ones.sum(axis=1)).ravel(), 1.0) ** -0.5
     of_items = np.maximum(np.asarray(ones.sum(axis=0)).ravel(), 1.0) ** -0.5
     return sp.csr_matrix(sp.diags(of_users) @ ones @ sp.diags(of_items), dtype=np.float32)
+
+
+def column_vectors(
+    entities: EntityVectors, graph: KnowledgeGraph, columns: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float32]:
+    """What each column of `fact_weights` brings, (n_columns × dim); 0 where that is not known.
+
+    Args:
+        entities: of a "light" encoder.
+        graph: what it has learned on.
+        columns: (n_columns) node numbers, ascending.
+    """
+    values = np.zeros((len(columns), entities.values.shape[1]), np.float32)
+    kinds = [(entities, graph.entities, graph.nodes.entity_nodes)]
+    if entities.items is not None:
+        kinds.append((entities.items, graph.items, graph.nodes.item_nodes))
+    for vectors, vocabulary, nodes in kinds:
+        if not len(columns) or not len(nodes):
+            continue
+        numbers = vocabulary.numbers(list(vectors.ids), missing="negative")
+        places = np.minimum(np.searchsorted(columns, nodes[numbers]), len(columns) - 1)
+        kept = (numbers >= 0) & (columns[places] == nodes[numbers])
+        values[places[kept]] = vectors.values[kept]
+    return values
 
 
 def fact_weights(graph: KnowledgeGraph, items: Vocabulary) -> sp.csr_matrix:

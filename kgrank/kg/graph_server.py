@@ -56,7 +56,7 @@ def read_graph(server: Server, progress: Progress = silent) -> KnowledgeGraph:
         mend = "Run the export again: it goes on where it stopped"
         raise refusal(server, "a graph that is not wholly written", "a whole one", mend)
     changed = "another graph than was written"
-    mend = "Somebody has changed it, or writes it just now. Export it again"
+    mend = "Somebody has changed it, or writes it just now. Export it again with --repair"
     try:
         graph = _read(server, mark, progress)
     except (DataError, KeyError, TypeError, ValueError) as error:  # pyarrow's are of these too

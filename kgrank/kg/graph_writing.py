@@ -1,7 +1,8 @@
 """Writing a graph into a server that speaks Bolt: in parts, and only those that differ.
 
-The layout is that of `kgrank.kg.graph_server`. Each part is one transaction, which looks what is
-there before it writes: tried again, or run after an export that was killed, it does nothing twice.
+The layout is that of `kgrank.kg.graph_server`. Each new part is one transaction, and so are a few
+that differ from what is there; it looks what is there before it writes: tried again, or run after
+an export that was killed, it does nothing twice.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ PART_ROWS = 2_000
 MIN_PARTS = 16
 MAX_GROWTH = 10
 """How many times as many there may be later, before all is written anew in more parts."""
+TOGETHER = 8
+"""Parts that are there already and differ, in one transaction: they change by little, mostly."""
 MAX_ID_BYTES = 8_000
 """What Neo4j's indexes take."""
 
@@ -75,6 +78,8 @@ def write_graph(
     vectors: NodeVectors | None = None,
     scores: NodeScores | None = None,
     progress: Progress = silent,
+    *,
+    repair: bool = False,
 ) -> Written:
     """Let the server hold exactly this graph.
 
@@ -84,6 +89,8 @@ def write_graph(
         vectors: what else the nodes get; properties written before and not given now are removed.
         scores: lists that users get, made for this very graph; those written before go.
         progress: called with (stage, done, total).
+        repair: trust no hash of the server's: look at all that is there, and mend what others have
+            changed since it was written.
 
     Raises:
         DataError: the name of a relation or an id is none that a server takes; nothing is written.
@@ -119,13 +126,16 @@ def write_graph(
     of_nodes = vectors.of_nodes(graph)
     done.vectors = {name: int((rows >= 0).sum()) for name, (rows, _) in of_nodes.items()}
     done.parts = (3 if len(scores) else 2) * n
-    if mark and said == {name: mark.get(name, "") for name in said}:
+    repair = mark is not None and (repair or bool(mark.get("repairing")))
+    if mark and not repair and said == {name: mark.get(name, "") for name in said}:
         done.generation = int(mark["generation"])
         return done
     parts = Parts(graph, n, hashes(of_nodes, len(graph.nodes)), scores)
     before = json.loads(mark["vectors"]) if mark else []
     writing = _Writing(server, parts, of_nodes, list(dict.fromkeys([*before, *of_nodes])), done)
-    writing.begin()
+    writing.begin(repair)
+    if repair:
+        writing.forget(progress)
     writing.stage("nodes", progress)
     writing.stage("edges", progress)
     writing.stage("scores", progress)
@@ -200,8 +210,8 @@ class _Writing:
         self.of_parts = PartWriter(server, parts, vectors, properties)
         self.writer = uuid.uuid4().hex
 
-    def begin(self) -> None:
-        """Say that the graph is being written, by this export."""
+    def begin(self, repair: bool) -> None:
+        """Say that the graph is being written, by this export, and whether nothing is trusted."""
         graph = self.parts.graph
         keys = list(zip(graph.relations, graph.behaviours.tolist(), strict=True))
         heads = sorted(set(self.parts.kinds[graph.edge_list().heads].tolist()))
@@ -216,6 +226,7 @@ class _Writing:
             "vectors": json.dumps(self.properties),
             "vectors_hash": "",
             "scores_hash": "",
+            "repairing": repair,
         }
         told = ", ".join(f"g.{name} = ${name}" for name in about)
         query = (
@@ -223,6 +234,30 @@ class _Writing:
             "g.generation = coalesce(g.generation, 0)"
         )
         self.server.write(lambda tx: tx.run(query, about).consume())
+
+    def forget(self, progress: Progress) -> None:
+        """Forget the hashes of all nodes and parts, so that everything is looked at.
+
+        The mark says so until the export has ended; one that is cut short begins here again.
+        """
+        for part in range(self.parts.n):
+            progress("repair", part, self.parts.n)
+            self.server.write(partial(self._forget, part=part))
+        progress("repair", self.parts.n, self.parts.n)
+
+    def _forget(self, tx: neo4j.ManagedTransaction, part: int) -> None:
+        self._own(tx)
+        for label in KINDS:
+            query = (
+                f"MATCH (n:{label} {{kgrank_part: $part}}) "
+                f"SET n.kgrank_hash = null, n.{EDGES_PROPERTY} = null"
+            )
+            tx.run(query, part=part).consume()
+        tx.run(
+            "UNWIND $keys AS key MATCH (p:KgrankPart {id: key}) SET p.hash = $hash",
+            keys=[f"{of}-{part}" for of in ("nodes", "edges", "scores")],
+            hash=UNKNOWN,
+        ).consume()
 
     def finish(self, said: Mapping[str, str]) -> None:
         """Say that all is whole, and what it is."""
@@ -235,6 +270,7 @@ class _Writing:
                 **said,
                 "generation": int(mark["generation"]) + 1,
                 "vectors": json.dumps(list(self.vectors)),
+                "repairing": False,
             }
             told = ", ".join(f"g.{name} = ${name}" for name in about)
             tx.run(f"MATCH (g:KgrankGraph {{id: 'graph'}}) SET {told}", about).consume()
@@ -251,17 +287,31 @@ class _Writing:
             "edges": self.parts.edge_hash,
             "scores": self.parts.score_hash,
         }[name]
+        waiting: dict[str, tuple[int, str]] = {}
         for part in range(n):
             progress(name, part, n)
             key = f"{name}-{part}"
             hash_ = hash_of(part)
-            if known.get(key, "") != hash_:
-                work = partial(self._part, name=name, part=part, hash_=hash_)
-                counts = self.server.write(work)
-                self.done.parts_written += 1
-                for what, count in counts.items():
-                    setattr(self.done, what, getattr(self.done, what) + count)
+            if known.get(key, "") == hash_:
+                continue
+            if key not in known:
+                self._write(name, {key: (part, hash_)})
+                continue
+            waiting[key] = part, hash_
+            if len(waiting) == TOGETHER:
+                self._write(name, waiting)
+                waiting = {}
+        self._write(name, waiting)
         progress(name, n, n)
+
+    def _write(self, name: str, parts: Mapping[str, tuple[int, str]]) -> None:
+        """Write parts (key → number and hash) in one transaction."""
+        if not parts:
+            return
+        counts = self.server.write(partial(self._parts, name=name, parts=parts))
+        self.done.parts_written += len(parts)
+        for what, count in counts.items():
+            setattr(self.done, what, getattr(self.done, what) + count)
 
     def _own(self, tx: neo4j.ManagedTransaction) -> dict[str, Any]:
         """The mark; raises StoreError if another export has begun."""
@@ -272,18 +322,23 @@ class _Writing:
             raise refusal(self.server, "another export that began later", "one at a time", mend)
         return mark
 
-    def _part(self, tx: neo4j.ManagedTransaction, name: str, part: int, hash_: str) -> Counter[str]:
-        """Write one part and its hash; nothing if it is written already."""
+    def _parts(
+        self, tx: neo4j.ManagedTransaction, name: str, parts: Mapping[str, tuple[int, str]]
+    ) -> Counter[str]:
+        """Write parts and their hashes, but those that are written already."""
         self._own(tx)
-        key = f"{name}-{part}"
-        record = tx.run("MATCH (p:KgrankPart {id: $key}) RETURN p.hash", key=key).single()
-        if record is not None and record[0] == hash_:
+        query = "UNWIND $keys AS key MATCH (p:KgrankPart {id: key}) RETURN p.id, p.hash"
+        there = {record[0]: record[1] for record in tx.run(query, keys=list(parts))}
+        left = {key: told for key, told in parts.items() if there.get(key) != told[1]}
+        if not left:
             return Counter()
         write = {
             "nodes": self.of_parts.nodes,
             "edges": self.of_parts.edges,
             "scores": self.of_parts.scores,
         }[name]
-        counts = write(tx, part, record is None)
-        tx.run("MERGE (p:KgrankPart {id: $key}) SET p.hash = $hash", key=key, hash=hash_).consume()
+        counts = write(tx, [part for part, _ in left.values()], not there)
+        rows = [{"id": key, "hash": hash_} for key, (_, hash_) in left.items()]
+        query = "UNWIND $rows AS row MERGE (p:KgrankPart {id: row.id}) SET p.hash = row.hash"
+        tx.run(query, rows=rows).consume()
         return counts

@@ -1,4 +1,4 @@
-"""Writing one part of a graph into a server, in a transaction that looks what is there first."""
+"""Writing parts of a graph into a server, in a transaction that looks what is there first."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ UNKNOWN = "?"
 
 Link = tuple[str, str, str]
 """Label of the head, relation, label of the tail."""
-Fact = tuple[bool, int, float]
-"""Behaviour, time and weight of an edge."""
+Fact = tuple[bool | None, int, float]
+"""Behaviour, time and weight of an edge; others' edges may have none of them."""
 
 
 class PartWriter:
@@ -51,24 +51,26 @@ class PartWriter:
         self.server, self.parts, self.vectors = server, parts, vectors
         self.properties = properties
 
-    def nodes(self, tx: neo4j.ManagedTransaction, part: int, empty: bool) -> Counter[str]:
-        """Write the nodes of a part.
+    def nodes(
+        self, tx: neo4j.ManagedTransaction, parts: Sequence[int], empty: bool
+    ) -> Counter[str]:
+        """Write the nodes of some parts.
 
         Args:
             tx: the transaction.
-            part: which part.
-            empty: whether the server is known to have none of it.
+            parts: which parts.
+            empty: whether the server is known to have none of them.
 
         Returns:
             how many nodes were written and removed, as in `Written`.
         """
         counts: Counter[str] = Counter()
-        nodes = self.parts.nodes(part)
+        nodes = self.parts.nodes(*parts)
         contents = self.parts.contents.view(np.int64)
         for kind, label in enumerate(KINDS):
             own = nodes[self.parts.kinds[nodes] == kind]
             wanted = {self.parts.ids[node]: int(node) for node in own}
-            there = {} if empty else _ids_and_hashes(tx, label, part)
+            there = {} if empty else _ids_and_hashes(tx, label, parts)
             gone = [id_ for id_ in there if id_ not in wanted]
             new = [node for id_, node in wanted.items() if id_ not in there]
             other = [n for id_, n in wanted.items() if there.get(id_, contents[n]) != contents[n]]
@@ -79,19 +81,30 @@ class PartWriter:
             create = f"UNWIND $rows AS row CREATE (n:{label} {{{fresh}{vectors}}}) RETURN count(*)"
             told = ", ".join(f"n.{p} = row.{p}" for p in [*properties, *self.properties])
             change = f"UNWIND $rows AS row MATCH (n:{label} {{id: row.id}}) SET {told} "
-            self._send(tx, create, (self._row(node, part) for node in new))
-            self._send(tx, f"{change}RETURN count(*)", (self._row(node, part) for node in other))
+            if not empty:
+                self._refuse_others(tx, label, [self.parts.ids[node] for node in new])
+            self._send(tx, create, map(self._row, new))
+            self._send(tx, f"{change}RETURN count(*)", map(self._row, other))
             _remove(tx, label, gone)
             counts["nodes_written"] += len(new) + len(other)
             counts["nodes_removed"] += len(gone)
         return counts
 
-    def _row(self, node: int, part: int) -> tuple[dict[str, Any], int]:
+    def _refuse_others(self, tx: neo4j.ManagedTransaction, label: str, ids: Sequence[str]) -> None:
+        """Raises StoreError if a node that is to be made is there, but not as a part of ours."""
+        query = f"UNWIND $ids AS id MATCH (n:{label} {{id: id}}) RETURN n.id LIMIT 1"
+        for batch in _batches((id_, 4 * len(id_)) for id_ in ids):
+            if (record := tx.run(query, ids=batch).single()) is not None:
+                found = f"a node labelled {label} with the id {record[0]!r} that is no export"
+                mend = "Somebody has made or changed it: remove it, and export again"
+                raise refusal(self.server, found, "the nodes of the export alone", mend)
+
+    def _row(self, node: int) -> tuple[dict[str, Any], int]:
         """What is sent for a node, and about how many bytes that is."""
         parts, nodes = self.parts, self.parts.graph.nodes
         row: dict[str, Any] = {
             "id": parts.ids[node],
-            "kgrank_part": part,
+            "kgrank_part": int(parts.of_nodes[node]),
             "name": parts.names[node],
             "kgrank_hash": int(parts.contents.view(np.int64)[node]),
         }
@@ -105,14 +118,16 @@ class PartWriter:
                 size += 9 * len(row[name])
         return row, size
 
-    def edges(self, tx: neo4j.ManagedTransaction, part: int, empty: bool) -> Counter[str]:
-        """Write the edges of a part, as `nodes` does it; their nodes have to be there.
+    def edges(
+        self, tx: neo4j.ManagedTransaction, parts: Sequence[int], empty: bool
+    ) -> Counter[str]:
+        """Write the edges of some parts, as `nodes` does it; their nodes have to be there.
 
         Only the edges of heads whose hash differs from the one at the node are looked at.
         """
         counts: Counter[str] = Counter()
-        edges = self.parts.edges(part)
-        heads = self._other_heads(tx, part)
+        edges = self.parts.edges(*parts)
+        heads = self._other_heads(tx, parts)
         if not empty:
             changed = np.zeros(len(self.parts.ids), dtype=bool)
             changed[heads] = True
@@ -151,18 +166,18 @@ class PartWriter:
             self._send(tx, query, (({"id": i, "hash": h}, 32 + 4 * len(i)) for i, h in told))
         return counts
 
-    def _other_heads(self, tx: neo4j.ManagedTransaction, part: int) -> NDArray[np.int64]:
-        """(n,) int64: the nodes of a part whose edges are others than the server says, or may be.
+    def _other_heads(self, tx: neo4j.ManagedTransaction, parts: Sequence[int]) -> NDArray[np.int64]:
+        """(n,) int64: nodes of some parts, whose edges are others than the server says, or may be.
 
         A node just made has the hash 0, that of no edges; one whose edges another part's writing
         has removed has none.
         """
-        nodes = self.parts.nodes(part)
+        nodes = self.parts.nodes(*parts)
         wanted = self.parts.edges_of_heads.view(np.int64)
         found = []
         for kind, label in enumerate(KINDS):
             own = nodes[self.parts.kinds[nodes] == kind].tolist()
-            there = _ids_and_hashes(tx, label, part, EDGES_PROPERTY) if own else {}
+            there = _ids_and_hashes(tx, label, parts, EDGES_PROPERTY) if own else {}
             found += [n for n in own if there.get(self.parts.ids[n], "") != int(wanted[n])]
         return np.array(found, dtype=np.int64)
 
@@ -181,19 +196,23 @@ class PartWriter:
                 ):
                     of_link = found[label, relation, tail]
                     for head, end, weight, time in zip(*columns, strict=True):
-                        of_link[head, end].append((bool(behaviour), time, weight))
+                        of_link[head, end].append((behaviour, time, weight))
         return found
 
-    def scores(self, tx: neo4j.ManagedTransaction, part: int, empty: bool) -> Counter[str]:
-        """Write the lists of a part's users in the place of those that are there."""
+    def scores(
+        self, tx: neo4j.ManagedTransaction, parts: Sequence[int], empty: bool
+    ) -> Counter[str]:
+        """Write the lists of the users of some parts in the place of those that are there."""
         counts: Counter[str] = Counter()
         if not empty:
             query = (
-                f"MATCH (h:User {{kgrank_part: $part}})-[r:{RECOMMENDED}]->() "
+                "UNWIND $parts AS part "
+                f"MATCH (h:User {{kgrank_part: part}})-[r:{RECOMMENDED}]->() "
                 f"WHERE r.{MODEL_PROPERTY} IS NOT NULL DELETE r RETURN count(*)"
             )
-            counts["scores_removed"] = int(tx.run(query, part=part).single(strict=True)[0])
-        scores = self.parts.scores(part)
+            removed = tx.run(query, parts=list(parts)).single(strict=True)
+            counts["scores_removed"] = int(removed[0])
+        scores = self.parts.scores(*parts)
         query = (
             "UNWIND $rows AS row MATCH (h:User {id: row[0]}) "
             "UNWIND row[1] AS e MATCH (t:Item {id: e[0]}) "
@@ -259,7 +278,7 @@ class PartWriter:
             zip(*(column.tolist() for column in columns), strict=True)
         ):
             link = KINDS[kinds[head]], graph.relations[relation], KINDS[kinds[tail]]
-            fact = bool(graph.behaviours[relation]), time, weight
+            fact: Fact = bool(graph.behaviours[relation]), time, weight
             wanted[link, (ids[head], ids[tail])].append((fact, place))
         made: list[int] = []
         stale: dict[Link, list[tuple[str, str]]] = defaultdict(list)
@@ -292,14 +311,14 @@ def _batches(rows: Iterator[tuple[Any, int]]) -> Iterator[list[Any]]:
 
 
 def _ids_and_hashes(
-    tx: neo4j.ManagedTransaction, label: str, part: int, name: str = "kgrank_hash"
+    tx: neo4j.ManagedTransaction, label: str, parts: Sequence[int], name: str = "kgrank_hash"
 ) -> dict[str, int | str]:
     """Id → the property of that name, a hash; "" where a node has none."""
     query = (
-        f"MATCH (n:{label} {{kgrank_part: $part}}) "
+        f"UNWIND $parts AS part MATCH (n:{label} {{kgrank_part: part}}) "
         f"RETURN collect(n.id), collect(coalesce(n.{name}, ''))"
     )
-    ids, found = tx.run(query, part=part).single(strict=True)
+    ids, found = tx.run(query, parts=list(parts)).single(strict=True)
     return dict(zip(ids, found, strict=True))
 
 

@@ -7,6 +7,7 @@ goes with its head. Hashes are of ids, names and relations, never of numbers.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -96,15 +97,13 @@ class Parts:
         keys = zip(self.graph.behaviours.tolist(), self.graph.relations, strict=True)
         return _hashes(f"{behaviour} {name}" for behaviour, name in keys)
 
-    def nodes(self, part: int) -> NDArray[np.int64]:
-        """(n,) int64: the nodes of a part, by number."""
-        order, starts = self._nodes
-        return order[starts[part] : starts[part + 1]]
+    def nodes(self, *parts: int) -> NDArray[np.int64]:
+        """(n,) int64: the nodes of parts, in each by number."""
+        return _of(self._nodes, parts)
 
-    def edges(self, part: int) -> Edges:
-        """The edges that leave the nodes of a part, in the order of their numbers."""
-        order, starts = self._edges
-        return self._list.take(order[starts[part] : starts[part + 1]])
+    def edges(self, *parts: int) -> Edges:
+        """The edges that leave the nodes of parts, in each in the order of their numbers."""
+        return self._list.take(_of(self._edges, parts))
 
     @cached_property
     def edges_of_heads(self) -> NDArray[np.uint64]:
@@ -122,10 +121,9 @@ class Parts:
         np.add.at(out, edges.heads, mixed)
         return out
 
-    def scores(self, part: int) -> NodeScores:
-        """The lists of the users of a part."""
-        order, starts = self._scores
-        return self.scored.take(order[starts[part] : starts[part + 1]])
+    def scores(self, *parts: int) -> NodeScores:
+        """The lists of the users of parts."""
+        return self.scored.take(_of(self._scores, parts))
 
     def node_hash(self, part: int) -> str:
         """The hash of the nodes of a part, "" where there are none."""
@@ -178,6 +176,14 @@ def _grouped(parts: NDArray[np.int32], n: int) -> tuple[NDArray[np.int64], NDArr
     starts = np.zeros(n + 1, dtype=np.int64)
     np.cumsum(np.bincount(parts, minlength=n), out=starts[1:])
     return np.argsort(parts, kind="stable"), starts
+
+
+def _of(
+    grouped: tuple[NDArray[np.int64], NDArray[np.int64]], parts: Sequence[int]
+) -> NDArray[np.int64]:
+    """The places that are in some parts."""
+    order, starts = grouped
+    return np.concatenate([order[:0], *(order[starts[p] : starts[p + 1]] for p in parts)])
 
 
 def _hash_of_rows(*columns: NDArray[np.uint64]) -> str:

@@ -184,6 +184,8 @@ class Bundle:
                     arrays["vectors"][f"{name}.sources"] = form.sources.cpu().numpy()
                 if form.entities is not None:
                     form.entities.save(folder / _entities(name))
+                    if form.entities.items is not None:
+                        form.entities.items.save(folder / _tails(name))
                     if form.entities.steps is not None:
                         arrays["vectors"][f"{name}.base"] = form.entities.steps.base
                         arrays["vectors"][f"{name}.steps"] = form.entities.steps.weights
@@ -250,7 +252,12 @@ class Bundle:
         }
         names = [entry["name"] for entry in manifest["channels"]]
         entities = {
-            name: EntityVectors.load(folder / _entities(name))
+            name: replace(
+                EntityVectors.load(folder / _entities(name)),
+                items=EntityVectors.load(folder / _tails(name))
+                if _tails(name) in manifest["files"]
+                else None,
+            )
             for name in names
             if _entities(name) in manifest["files"]
         }
@@ -302,6 +309,11 @@ def _rules(path: Path) -> Rules:
 def _entities(channel: str) -> str:
     """The file of a channel's entity vectors; there is none where it has none."""
     return f"{channel}.entities.parquet"
+
+
+def _tails(channel: str) -> str:
+    """The file of the vectors of items that facts lead to; there is none where none does."""
+    return f"{channel}.tails.parquet"
 
 
 def _form(

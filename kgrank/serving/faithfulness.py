@@ -40,10 +40,10 @@ from kgrank.errors import ConfigError, ModelError
 from kgrank.fusion.channels import DenseFeatures, SparseFeatures
 from kgrank.fusion.evidence import Steps
 from kgrank.fusion.item_item import Ridge
+from kgrank.fusion.light_removal import LightParts
 from kgrank.fusion.metrics import paired_bootstrap
 from kgrank.fusion.model import EventParts
-from kgrank.fusion.removal import LearnedParts, Removed, Rescorer
-from kgrank.kg.entities import fact_weights
+from kgrank.fusion.removal import Removed, Rescorer
 from kgrank.kg.exchange import unit_rows
 from kgrank.kg.vocabulary import USER
 from kgrank.progress import Progress, silent
@@ -315,16 +315,34 @@ class _Trial:
         own = frozenset(product for product, _, _ in edges) if with_events else frozenset[int]()
         others: dict[int, set[int]] = {}
         facts: set[tuple[int, int]] = set()
-        types, columns = self.bundle.graph.nodes.types, self.bundle.item_entities.columns
+        types = self.bundle.graph.nodes.types
         for product, near, far in edges:
             for of, middles in ((product, near), (item, far)):
                 for middle in middles:
                     if types[middle] == USER:
                         others.setdefault(self._user_of[middle], set()).add(of)
                     else:
-                        facts.add((of, int(np.searchsorted(columns, middle))))
+                        facts |= self._fact(of, middle)
         frozen = {user: frozenset(items) for user, items in others.items()}
         return Removed(own, frozen, frozenset(facts))
+
+    def _fact(self, item: int, node: int) -> set[tuple[int, int]]:
+        """What ties an item to a node; a fact between two items is known of both."""
+        columns, nodes = self.bundle.item_entities.columns, self.explainer.paths.item_nodes
+        ends = [(item, node)]
+        if (other := self._item_of.get(node)) is not None:
+            ends.append((other, int(nodes[item])))
+        places = [(of, int(np.searchsorted(columns, end))) for of, end in ends]
+        return {
+            (of, place)
+            for (of, place), (_, end) in zip(places, ends, strict=True)
+            if place < len(columns) and columns[place] == end
+        }
+
+    @cached_property
+    def _item_of(self) -> Mapping[int, int]:
+        nodes = self.explainer.paths.item_nodes.tolist()
+        return {node: item for item, node in enumerate(nodes) if node >= 0}
 
     def _user_node(self, user: int) -> int:
         return int(self.explainer.paths.user_nodes[user])
@@ -346,20 +364,16 @@ class _Trial:
 def rescorer(bundle: Bundle, finder: PathFinder) -> Rescorer:
     """What scores as if some edges were not there."""
     ridges: dict[str, tuple[Ridge, Steps | None]] = {}
-    learned: dict[str, LearnedParts] = {}
-    graph, columns = bundle.graph, bundle.item_entities.columns
+    learned: dict[str, LightParts] = {}
     for channel in bundle.model.channels:
         choice = bundle.facts.get("choices", {}).get(channel.name) or {}
         if choice.get("ridge"):
             ridges[channel.name] = Ridge(**choice["ridge"]), Steps.of_choice(choice)
         form = channel.form
-        if isinstance(form, DenseFeatures) and form.entities and form.lengths is not None:
-            of_columns = np.zeros((len(columns), form.values.shape[1]), np.float32)
-            numbers = graph.entities.numbers(list(form.entities.ids), missing="negative")
-            nodes = graph.nodes.entity_nodes[numbers]
-            places = np.searchsorted(columns, nodes)
-            kept = (numbers >= 0) & (columns[np.minimum(places, len(columns) - 1)] == nodes)
-            of_columns[places[kept]] = form.entities.values[kept]
-            weights = fact_weights(graph, bundle.items)
-            learned[channel.name] = LearnedParts(weights, of_columns)
+        if isinstance(form, DenseFeatures) and (parts := finder.fact_parts(form)) is not None:
+            steps = form.entities.steps if form.entities else None
+            histories = finder.evidence.histories
+            if steps is not None and len(histories.by_kind()) != steps.weights.shape[1]:
+                steps = None  # kinds of events that came later, which it has not walked
+            learned[channel.name] = LightParts(*parts, steps, histories)
     return Rescorer(bundle.model, finder.evidence, ridges, learned)

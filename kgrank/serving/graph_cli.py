@@ -64,6 +64,10 @@ def export(
             help="From a bundle: each user's N best go to the server too, as RECOMMENDED.",
         ),
     ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Look at all a server holds; mend what others changed."),
+    ] = False,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -83,6 +87,8 @@ def export(
         raise typer.BadParameter("vectors go to a server only.", param_hint="--vectors")
     if scores is not None and not is_server(to):
         raise typer.BadParameter("scores go to a server only.", param_hint="--scores")
+    if repair and not is_server(to):
+        raise typer.BadParameter("a server only is repaired.", param_hint="--repair")
     if scores is not None and not _is_model(Path(source)):
         message = f"found {source!r}, which has no model; allowed: a bundle or a models folder."
         raise typer.BadParameter(message, param_hint="--scores")
@@ -90,7 +96,7 @@ def export(
         found = _graph(source, sets, progress)
         if out is None:
             lists = None if scores is None else _lists(found, Path(source), scores, progress)
-            told = _to_server(found, to, vectors, lists, progress)
+            told = _to_server(found, to, vectors, lists, progress, repair)
         else:
             told = _to_files(found, to, out)
     if as_json:
@@ -125,6 +131,7 @@ def _to_server(
     vectors: Path | None,
     scores: NodeScores | None,
     progress: Progress,
+    repair: bool,
 ) -> dict[str, Any]:
     from kgrank.kg.bolt import Address, Server
     from kgrank.kg.embeddings import EmbeddingStore
@@ -134,7 +141,7 @@ def _to_server(
     address = Address.parse(to)
     given = None if vectors is None else NodeVectors.of_store(EmbeddingStore.open(vectors))
     with Server(address) as server:
-        written = asdict(write_graph(graph, server, given, scores, progress))
+        written = asdict(write_graph(graph, server, given, scores, progress, repair=repair))
     counts = {f"with {name}": n for name, n in written.pop("vectors").items()}
     return {"to": str(address), **_sizes(graph), **written, **counts}
 

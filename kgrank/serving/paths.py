@@ -1,24 +1,24 @@
 """The paths that carried a score: found, merged over channels, and the few best and different ones.
 
-Every path is user → product of the history → entity, product or other user → product. What each
-channel's paths carry is the arithmetic of `kgrank.fusion.attribution`:
+Every path is user → product of the history → entity, product or other user → product, or, where a
+fact ties both products to each other, user → product of the history → product. What each channel's
+paths carry is the arithmetic of `kgrank.fusion.attribution`:
 
 | channel | its paths run over | a path's share |
 |---|---|---|
 | `linear`, `directed` | other users, shared entities | its row's part of the weight |
 | `graph` | shared entities | the product of both features |
 | `learned` | shared entities | the product of what the entity brings to both vectors |
+| `learned` | a fact that ties both | `kgrank.fusion.light`: what the fact brings to both vectors |
 | `learned` with hops | other users | `kgrank.fusion.light`: what went over the user |
 
-An entity may also be an item that both products are tied to (in `learned` an entity alone). The
-other channels have no paths (shared words are no nodes), nor has `learned` unless its encoder is
-"light".
+An entity may also be an item that both products are tied to. The other channels have no paths
+(shared words are no nodes), nor has `learned` unless its encoder is "light".
 
 There are no other kinds of paths, since the model's arithmetic knows none of up to four edges:
 
-- over a fact that ties both products to each other: an item is not among its own features, so a
-  product of features has no term of it. In `learned` it has one, with the vector of an item as a
-  tail, which a bundle does not keep.
+- over a fact that ties both products to each other in other channels than `learned`: an item is not
+  among its own features, so a product of features has no term of it.
 - over a fact between entities, or a fact of a third item: features and side rows hold what touches
   the item itself, and no step goes from fact to fact.
 - over several users: in `learned` that is over a third item, so five edges. In `linear` and
@@ -45,11 +45,11 @@ from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.light import SharedUsers
 from kgrank.fusion.model import EventParts, FoldedHistory
 from kgrank.fusion.ways import Ways, carried
-from kgrank.kg.entities import EntityVectors, fact_weights
 from kgrank.kg.vocabulary import USER
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.cypher import query_of
 from kgrank.serving.explanation import Path, PathEdge, PathNode
+from kgrank.serving.learned_facts import fact_parts, shared_facts, tied_facts
 from kgrank.serving.path_choice import chosen, merged, most_often
 
 LEAST = 1 / 100  # of the strongest; what carries less is not shown
@@ -67,7 +67,8 @@ class FoundPaths:
 
     Attributes:
         items: (n) int64 item numbers, the product of the history that each runs over.
-        middles: (n) int64 node numbers: the entity, product or user behind it.
+        middles: (n) int64 node numbers: the entity, product or user behind it; the product of the
+            history itself where a fact ties it to the item.
         parts: (n) float64 > 0, what each carried over all channels.
         of_channels: (n_channels × n) float64, what it carried in each.
     """
@@ -227,6 +228,9 @@ class PathFinder:
             shared = self._shared_facts(channel)
             if shared is not None:
                 yield shared.shares(met, items), columns
+            direct = self._tied(channel)
+            if direct is not None:
+                yield direct.shares(met, items), self.item_nodes
             over_users = self._shared_users(channel)
             if over_users is not None:
                 yield over_users.shares(met, items, user), self.user_nodes
@@ -238,6 +242,13 @@ class PathFinder:
         numbers = graph.users.numbers(self.bundle.users.array, missing="negative")
         nodes = np.append(graph.nodes.user_nodes, -1)  # the last one for -1
         return nodes[numbers].astype(np.int64)
+
+    @cached_property
+    def item_nodes(self) -> Numbers:
+        """The node of each item number; -1 where the graph does not know the item."""
+        graph = self.bundle.graph
+        numbers = graph.items.numbers(self.bundle.items.array, missing="negative")
+        return np.append(graph.nodes.item_nodes, -1)[numbers].astype(np.int64)
 
     @cached_property
     def _column_nodes(self) -> Numbers:
@@ -265,8 +276,8 @@ class PathFinder:
             made, form = None, channel.form
             if channel.name == "graph" and isinstance(form, SparseFeatures):
                 made = SharedFacts.of(form.values, form.values)
-            elif isinstance(form, DenseFeatures) and form.entities and form.lengths is not None:
-                made = self._learned_facts(form.entities, form.lengths)
+            elif isinstance(form, DenseFeatures) and (parts := self.fact_parts(form)) is not None:
+                made = shared_facts(form, *parts)
             self._made[channel.name] = made
         found = self._made[channel.name]
         return found if isinstance(found, SharedFacts) else None
@@ -282,25 +293,29 @@ class PathFinder:
         found = self._made[key]
         return found if isinstance(found, SharedUsers) else None
 
-    def _learned_facts(
-        self, entities: EntityVectors, lengths: npt.NDArray[np.float32]
-    ) -> SharedFacts | None:
-        """⟨part of h by e, part of i by e⟩ = a[h, e] ‖x_e‖ / ‖h‖ · a[i, e] ‖x_e‖ / ‖i‖."""
-        graph, columns = self.bundle.graph, self._column_nodes
-        numbers = graph.entities.numbers(list(entities.ids), missing="negative")
-        nodes = graph.nodes.entity_nodes[numbers]
-        size = np.zeros(len(graph.nodes), np.float32)
-        size[nodes[numbers >= 0]] = np.linalg.norm(entities.values, axis=1)[numbers >= 0]
-        if not len(columns):
-            return None
-        sized = fact_weights(graph, self.bundle.items) @ sp.diags(size[columns])
-        left, right = (
-            sp.csr_matrix(sp.diags(1.0 / np.maximum(of, 1e-12)) @ sized, dtype=np.float32)
-            for of in lengths
-        )
-        for matrix in (left, right):
-            matrix.eliminate_zeros()
-        return SharedFacts.of(left, right)
+    def fact_parts(
+        self, form: DenseFeatures
+    ) -> tuple[sp.csr_matrix, npt.NDArray[np.float32]] | None:
+        """See `kgrank.serving.learned_facts`; made once."""
+        if form not in self._parts:
+            self._parts[form] = fact_parts(self.bundle, form)
+        return self._parts[form]
+
+    @cached_property
+    def _parts(self) -> dict[DenseFeatures, tuple[sp.csr_matrix, npt.NDArray[np.float32]] | None]:
+        return {}
+
+    def _tied(self, channel: Channel) -> SharedFacts | None:
+        """What the channel says of two items by a fact that ties them; None if nothing."""
+        key, form = f"{channel.name} of tied", channel.form
+        if key not in self._made:
+            made = None
+            if isinstance(form, DenseFeatures) and form.entities and form.entities.items:
+                parts = self.fact_parts(form)
+                made = parts and tied_facts(self.bundle, self.item_nodes, form, *parts)
+            self._made[key] = made
+        found = self._made[key]
+        return found if isinstance(found, SharedFacts) else None
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -343,12 +358,14 @@ class PathFinder:
             edges += [PathEdge(self._kind(other, end), over.id, node.id) for end, node in ends]
         else:
             column = int(self._column_nodes.searchsorted(middle))
-            for end, node in ends:
+            direct = middle == self.item_nodes[product]
+            for end, node in ends[1:] if direct else ends:
                 number = bundle.item_entities.edges_at(end, column)[0]
                 relation = graph.relations[graph.edge_relations[number]]
                 both = (node.id, over.id) if graph.tails[number] == middle else (over.id, node.id)
                 edges.append(PathEdge(relation, *both))
-        nodes = (PathNode(user_id, "user", user_id), ends[0][1], over, ends[1][1])
+        between = (ends[0][1],) if over == ends[0][1] else (ends[0][1], over)
+        nodes = (PathNode(user_id, "user", user_id), *between, ends[1][1])
         parts = zip(bundle.model.channels, found.of_channels[:, path].tolist(), strict=True)
         return Path(
             nodes,

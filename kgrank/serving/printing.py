@@ -276,6 +276,8 @@ def print_profile(profile: Profile, names: Mapping[str, str]) -> None:
     ]
     columns = ("relation", "name", "share", "events", "last", "products")
     print_table(columns, entities, "In common")
+    if entities:
+        print('An event "not_interested" on its products takes a line away.')
 
 
 def print_item_profile(profile: ItemProfile, names: Mapping[str, str]) -> None:
@@ -286,4 +288,5 @@ def print_item_profile(profile: ItemProfile, names: Mapping[str, str]) -> None:
     similar = [(item, names.get(item, ""), score) for item, score in profile.similar]
     print_table(("item_id", "title", "score"), similar, "Like it")
     drawn = [(d.attribute, d.value, d.users, d.share, d.share_of_all) for d in profile.drawn]
-    print_table(("attribute", "value", "users", "share", "of all"), drawn, "Whom it draws")
+    if drawn:
+        print_table(("attribute", "value", "users", "share", "of all"), drawn, "Whom it draws")

@@ -307,17 +307,16 @@ class Rules:
             name = entry.get("name") if isinstance(entry, dict) else None
             place = f"{where}, rule {name!r}" if name else f"{where}, rule {number}"
             rules += _parsed(Rule, entry, place, found)
+            asked = entry.get("segments") if isinstance(entry, dict) else None
+            for segment in asked if isinstance(asked, list) else ():
+                if isinstance(segment, str) and segment not in named:
+                    found.append(_unknown(f"{place}, segments", segment, tuple(named)))
         names = [str(entry.get("name", "")) for entry in entries if isinstance(entry, dict)]
         for name in dict.fromkeys(name for name in names if name and names.count(name) > 1):
             found.append(
                 f"{where}, rule {name!r}: name: found {names.count(name)} rules of this name; "
                 "allowed: each name once. Rename all but one."
             )
-        for rule in rules:
-            for asked in rule.segments or ():
-                if asked not in named:
-                    place = f"{where}, rule {rule.name!r}, segments"
-                    found.append(_unknown(place, asked, tuple(named)))
         if found:
             raise ConfigError("\n".join(found))
         return cls(tuple(rules), segments, dict(values), where)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from kgrank.errors import ConfigError
 from kgrank.serving.explanation import EventShare, Path
+from kgrank.serving.languages import ENGLISH, LANGUAGES, PREPOSITIONS, Language
 from kgrank.settings import WordingSettings
 
 # A channel below this part of everything that speaks for the product is not worth a clause.
@@ -21,178 +21,6 @@ WEAK_PATH_SHARE = 0.05
 # A second product is named only when it brought at least this part of what the first one did.
 SECOND_ITEM_SHARE = 1 / 3
 MAX_NAME_LENGTH = 60
-
-# The preposition a relation takes, by the last word of its name.
-PREPOSITIONS = {
-    **dict.fromkeys(("author", "brand", "maker", "manufacturer", "publisher", "seller"), "from"),
-    **dict.fromkeys(("aisle", "category", "department", "genre", "subcategory"), "in"),
-}
-
-
-@dataclass(frozen=True)
-class _Language:
-    """The templates of one language. `{x}` stands for a product, `{these}` for the history."""
-
-    events: Mapping[str, str]
-    unknown_event: str
-    channels: Mapping[str, str]
-    unknown_channel: str
-    relations: Mapping[str, str]
-    quoted: str
-    times: Mapping[int, str]
-    many_times: str
-    and_event: str
-    history: str
-    and_name: str
-    and_clause: str
-    these: str
-    any_of: str
-    fact: Mapping[str, tuple[str, str]]  # by preposition: said of one product, of two
-    like: str
-    both: str
-    linked: str
-    through: str
-    someone: str  # another user, by what was done with one product and the other
-    several: str
-    it: str
-    weak: str
-    from_history: str
-    because: Mapping[str, str]  # what everybody gets it for: "trend" or "new"
-    mostly: str
-    only: str
-    no_reason: str
-    stop: str
-    gap: str
-
-
-_ENGLISH = _Language(
-    events={
-        "view": "viewed {x}",
-        "click": "clicked {x}",
-        "cart": "put {x} in the cart",
-        "purchase": "bought {x}",
-        "rating": "rated {x}",
-        "redeem": "redeemed a coupon for {x}",
-        "interaction": "chose {x}",
-        "not_interested": "were not interested in {x}",
-    },
-    unknown_event="had an event '{kind}' on {x}",
-    channels={
-        "linear": "people who bought {these} also bought it",
-        "directed": "it is often bought next after {these}",
-        "learned": "people with a history like yours chose it next",
-        "text": "it is described in similar words",
-        "embedding": "it is described in similar words",
-        "image": "its picture looks similar",
-        "graph": "it shares attributes with {these}",
-        "repeat": "you chose it before",
-        "trend": "it has been popular in recent weeks",
-        "new": "it is new",
-        "rules": "the shop's rules push it",
-    },
-    unknown_channel="the channel '{channel}' speaks for it",
-    relations={},
-    quoted="“{x}”",
-    times={2: " (twice)"},
-    many_times=" ({n} times)",
-    and_event=" and ",
-    history="You {events}",
-    and_name=" and ",
-    and_clause=", and ",
-    these="these",
-    any_of="what you chose before",
-    fact={
-        "from": ("is from {relation} {name}", "are from {relation} {name}"),
-        "in": ("is in {relation} {name}", "are in {relation} {name}"),
-        "": ("has {relation} {name}", "have {relation} {name}"),
-    },
-    like="like {x}, it {facts}",
-    both="{history}; both {facts}",
-    linked="it is linked to {x} as “{relation}”",
-    through="it is linked to {x} through {names}",
-    someone="someone who {done} also {also}",
-    several="{n} customers who {done} also {also}",
-    it="it",
-    weak="one weak reason among many: {reason}",
-    from_history="{x} from your history",
-    because={"trend": "it is popular right now", "new": "it is new"},
-    mostly="This is mostly because {because}; your own history says little",
-    only="This is only because {because}; your own history does not speak for it",
-    no_reason="Neither your own history nor its popularity speaks for this product",
-    stop=".",
-    gap=" ",
-)
-
-_CHINESE = _Language(
-    events={
-        "view": "浏览过{x}",
-        "click": "点击过{x}",
-        "cart": "把{x}加入过购物车",
-        "purchase": "购买过{x}",
-        "rating": "评价过{x}",
-        "redeem": "用优惠券换购过{x}",
-        "interaction": "选择过{x}",
-        "not_interested": "对{x}不感兴趣",
-    },
-    unknown_event="对{x}有过“{kind}”事件",
-    channels={
-        "linear": "购买{these}的人也购买它",
-        "directed": "人们常在{these}之后购买它",
-        "learned": "历史记录与您相近的人接着选了它",
-        "text": "它的描述用词相近",
-        "embedding": "它的描述用词相近",
-        "image": "它的图片看起来相近",
-        "graph": "它与{these}有共同的属性",
-        "repeat": "您以前选过它",
-        "trend": "它近几周很受欢迎",
-        "new": "它是新品",
-        "rules": "店铺规则推荐它",
-    },
-    unknown_channel="通道“{channel}”支持它",
-    relations={
-        "aisle": "货架",
-        "author": "作者",
-        "brand": "品牌",
-        "category": "类别",
-        "color": "颜色",
-        "colour": "颜色",
-        "department": "部门",
-        "genre": "类型",
-        "maker": "制造商",
-        "manufacturer": "制造商",
-        "material": "材质",
-        "publisher": "出版社",
-        "seller": "卖家",
-        "subcategory": "子类别",
-    },
-    quoted="“{x}”",
-    times={2: "（两次）"},
-    many_times="（{n}次）",
-    and_event="，也",
-    history="您{events}",
-    and_name="和",
-    and_clause="；",
-    these="这些商品",
-    any_of="您选过的商品",
-    fact=dict.fromkeys(("from", "in", ""), ("{relation}（{name}）",) * 2),
-    like="它与{x}有相同的{facts}",
-    both="{history}；两者有相同的{facts}",
-    linked="它通过“{relation}”与{x}相连",
-    through="它经由{names}与{x}相连",
-    someone="有一位顾客{done}，也{also}",
-    several="有{n}位顾客{done}，也{also}",
-    it="它",
-    weak="众多理由中较弱的一个：{reason}",
-    from_history="您历史记录中的{x}",
-    because={"trend": "它最近很受欢迎", "new": "它是新品"},
-    mostly="推荐它主要是因为{because}；您自己的历史记录说明不了多少",
-    only="推荐它只是因为{because}；您自己的历史记录并不支持它",
-    no_reason="您的历史记录和它的受欢迎程度都不支持这件商品",
-    stop="。",
-    gap="",
-)
-
-_LANGUAGES = {"en": _ENGLISH, "zh": _CHINESE}
 
 
 def describe(
@@ -222,10 +50,10 @@ def describe(
     Raises:
         ConfigError: the language is not known.
     """
-    if language not in _LANGUAGES:
-        known = ", ".join(sorted(_LANGUAGES))
+    if language not in LANGUAGES:
+        known = ", ".join(sorted(LANGUAGES))
         raise ConfigError(f"language: found {language!r}; allowed: {known}. Choose one of them.")
-    words = _LANGUAGES[language]
+    words = LANGUAGES[language]
     own: Mapping[str, tuple[str, ...]] = getattr(settings, language) if settings else {}
     of_all = "new" if is_new else "trend"
     common = bias + contributions.get("trend", 0.0)
@@ -267,14 +95,14 @@ def relation_words(relation: str) -> str:
 
 def event_words(kind: str) -> str:
     """What an event kind is called on an edge from a user: "purchase" reads "bought"."""
-    template = _ENGLISH.events.get(kind)
+    template = ENGLISH.events.get(kind)
     return relation_words(kind if template is None else template.format(x=""))
 
 
 def channel_words(channel: str) -> str:
     """A channel's reason in plain English, as half a sentence."""
-    template = _ENGLISH.channels.get(channel, _ENGLISH.unknown_channel)
-    return template.format(these=_ENGLISH.these, channel=channel)
+    template = ENGLISH.channels.get(channel, ENGLISH.unknown_channel)
+    return template.format(these=ENGLISH.these, channel=channel)
 
 
 def share(part: float, bias: float, contributions: Mapping[str, float]) -> float:
@@ -292,7 +120,7 @@ def percent(value: float) -> str:
     return sign + (f"{size:.0%}" if size >= 0.0995 or size == 0 else f"{size:.1%}")
 
 
-def _name(item_id: str, item_names: Mapping[str, str], words: _Language) -> str:
+def _name(item_id: str, item_names: Mapping[str, str], words: Language) -> str:
     name = item_names.get(item_id, "").strip() or item_id
     if len(name) > MAX_NAME_LENGTH:
         name = name[: MAX_NAME_LENGTH - 1].rstrip() + "…"
@@ -317,7 +145,7 @@ def _event_clauses(
     events: Sequence[EventShare],
     items: Sequence[str],
     item_names: Mapping[str, str],
-    words: _Language,
+    words: Language,
 ) -> list[str]:
     """What was done with each product, by the event kind that brought most, and how often."""
     done: defaultdict[str, list[str]] = defaultdict(list)
@@ -346,7 +174,7 @@ def _shared(path: Path) -> bool:
 def _facts(
     path: Path,
     paths: Sequence[Path],
-    words: _Language,
+    words: Language,
     own: Mapping[str, tuple[str, ...]],
     *,
     of_two: bool,
@@ -372,7 +200,7 @@ def _path_clause(
     paths: Sequence[Path],
     items: Sequence[str],
     item_names: Mapping[str, str],
-    words: _Language,
+    words: Language,
     own: Mapping[str, tuple[str, ...]],
 ) -> str:
     """How the path's product of the history and this one hang together."""
@@ -392,13 +220,18 @@ def _path_clause(
     if _shared(path):
         return words.like.format(x=x, facts=_facts(path, paths, words, own, of_two=False))
     if len(path.nodes) == 3:
-        return words.linked.format(x=x, relation=relation_words(path.edges[1].relation))
+        relation = path.edges[1].relation
+        if relation in own:
+            return words.own_tie.format(fact=own[relation][0].replace("{name}", x))
+        said = relation_words(relation)
+        tie = words.ties.get(said.lower(), words.linked)
+        return tie.format(x=x, relation=words.relations.get(said.lower(), said))
     names = (words.quoted.format(x=node.name) for node in path.nodes[2:-1] if node.type != "user")
     return words.through.format(x=x, names=words.and_name.join(names))
 
 
 def _channel_clauses(
-    spoken: Mapping[str, float], these: str, words: _Language, *, already: Sequence[str]
+    spoken: Mapping[str, float], these: str, words: Language, *, already: Sequence[str]
 ) -> list[str]:
     """The one or two channels that spoke most for the product, each as half a sentence.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from kgrank.fusion.channels import DenseFeatures
 from kgrank.fusion.history import Histories
-from kgrank.fusion.light import SharedUsers
+from kgrank.fusion.light import SharedUsers, tied
 from kgrank.kg.entities import EntityVectors, LightSteps, symmetric
 
 
@@ -108,6 +109,24 @@ def test_the_terms_are_those_of_the_products_of_the_vectors(hops: int) -> None:
             assert of_all <= rest / size + 1e-9
     assert got == pytest.approx(wanted, rel=1e-4)
     assert len(wanted) > 10
+
+
+@pytest.mark.parametrize(("base", "share"), [(None, 9.0), ([[2.0], [4.0]], 6.0)])
+def test_a_fact_that_ties_both_by_hand(base: list[list[float]] | None, share: float) -> None:
+    """Item 0 brings 1/2 · 4 = 2 to item 1, and item 1 brings 1/4 · 4 = 1 to item 0; S = T = (3, 5).
+
+    Without steps ⟨S_0, 2⟩ + ⟨1, T_1⟩ − ⟨1, 2⟩ = 6 + 5 − 2. With a base of 2 and 4 the steps
+    brought 1 to each, so it is ⟨2, 2⟩ + ⟨1, 4⟩ − 2.
+    """
+    sums = torch.tensor([[3.0], [5.0]])
+    lengths = np.stack([sums[:, 0].numpy()] * 2)
+    form = DenseFeatures(torch.ones(2, 1), torch.ones(2, 1), None, lengths)
+    weights = sp.csr_matrix(np.array([[0.0, 0.25], [0.5, 0.0]], np.float32))
+    steps = base and LightSteps(np.array(base, np.float32), np.ones((1, 1, 1), np.float32))
+    found = tied(form, steps or None, weights, np.array([[4.0], [4.0]], np.float32))
+    assert found.toarray() == pytest.approx(np.array([[0, share / 15], [share / 15, 0]]))
+    against = tied(form, steps or None, weights, -np.array([[4.0], [4.0]], np.float32))
+    assert not against.nnz  # what takes away is no way
 
 
 def test_steps_of_other_kinds_of_events_have_no_paths() -> None:

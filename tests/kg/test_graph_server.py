@@ -113,6 +113,24 @@ def test_only_the_edges_of_changed_heads_are_looked_at(
     assert whole(bolt, grown)
 
 
+def test_parts_that_differ_go_together(bolt: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_graph(GRAPH, bolt)
+    sent: list[int] = []
+    write = Server.write
+
+    def counted(self: Server, work: Any) -> Any:
+        sent.append(1)
+        return write(self, work)
+
+    more = pd.DataFrame({"user_id": [f"u{n}" for n in range(100)], "item_id": "i1"})
+    grown = GRAPH.with_events(more.assign(event="buy", timestamp=2e9))
+    monkeypatch.setattr(Server, "write", counted)
+    told = write_graph(grown, bolt)
+    assert (told.parts_written, told.edges_written) == (16, 100)
+    assert len(sent) == 4  # the beginning, twice eight parts, and the end
+    assert whole(bolt, grown)
+
+
 def test_an_export_from_before_heads_had_hashes_is_gone_on_with(bolt: Server) -> None:
     write_graph(GRAPH, bolt)
     bolt.write(lambda tx: tx.run("MATCH (n) REMOVE n.kgrank_edges").consume())
@@ -218,6 +236,19 @@ def test_nodes_of_others_are_left_alone(bolt: Server) -> None:
     assert bolt.read("MATCH (s:Shop) RETURN count(s)") == [[1]]
 
 
+def test_a_node_that_somebody_made_before_us_is_told(bolt: Server) -> None:
+    write_graph(GRAPH, bolt)
+    bolt.write(lambda tx: tx.run("CREATE (:Item {id: 'soon', name: 'theirs'})").consume())
+    more = pd.DataFrame({"user_id": ["u1"], "item_id": ["soon"], "event": "buy"})
+    grown = GRAPH.with_events(more.assign(timestamp=2e9))
+    with pytest.raises(StoreError, match="labelled Item with the id 'soon' that is no export"):
+        write_graph(grown, bolt)
+    assert bolt.read("MATCH (i:Item {id: 'soon'}) RETURN i.name") == [["theirs"]]
+    bolt.write(lambda tx: tx.run("MATCH (i:Item {id: 'soon'}) DELETE i").consume())
+    write_graph(grown, bolt)
+    assert whole(bolt, grown)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -229,13 +260,36 @@ def test_nodes_of_others_are_left_alone(bolt: Server) -> None:
         "MATCH (i:Item {id: 'i5'}) SET i.name = 'x'",
         "MATCH (i:Item {id: 'i5'}) SET i.name = 5",
         "MATCH (i:Item {id: 'i5'}) REMOVE i.name",
+        "MATCH (i:Item {id: 'i5'}) DETACH DELETE i",
+        "MATCH (:User {id: 'u1'})-[r:buy]->() SET r.weight = 9.0",
+        "MATCH (:Item {id: 'i5'})-[r:brand]->() REMOVE r.behaviour",
+        "MATCH (e:Entity {id: 'brand:a'}) SET e.type = 'x'",
+        "MATCH (u:User {id: 'u1'}) CREATE (u)-[:buy {weight: 1.0}]->(:Item {id: 'theirs'})",
     ],
 )
 def test_what_others_changed_is_not_taken_for_the_graph(bolt: Server, change: str) -> None:
     write_graph(GRAPH, bolt)
     bolt.write(lambda tx: tx.run(change).consume())
-    with pytest.raises(StoreError, match="another graph than was written"):
+    with pytest.raises(StoreError, match=r"another graph than was written.* again with --repair"):
         read_graph(bolt)
+    assert write_graph(GRAPH, bolt).parts_written == 0  # the hashes say that nothing changed
+    told = write_graph(GRAPH, bolt, repair=True)
+    assert told.edges_written + told.edges_removed <= 20
+    assert read_graph(bolt).fingerprint() == GRAPH.fingerprint()
+    assert write_graph(GRAPH, bolt).parts_written == 0
+
+
+@pytest.mark.parametrize("stage", ["repair", "nodes", "edges"])
+def test_a_repair_cut_short_goes_on(bolt: Server, stage: str) -> None:
+    write_graph(GRAPH, bolt, scores=lists_of(40))
+    change = "MATCH (i:Item {id: 'i5'}) DETACH DELETE i"
+    bolt.write(lambda tx: tx.run(change).consume())
+    with pytest.raises(Stop):
+        write_graph(GRAPH, bolt, scores=lists_of(40), progress=stopping(stage, 5), repair=True)
+    write_graph(GRAPH, bolt, scores=lists_of(40))
+    assert read_graph(bolt).fingerprint() == GRAPH.fingerprint()
+    assert len(bolt.read(LISTS)) == 80
+    assert write_graph(GRAPH, bolt, scores=lists_of(40)).parts_written == 0
 
 
 def test_nothing_there_is_told(bolt: Server) -> None:
@@ -515,9 +569,12 @@ def test_a_server_killed_in_mid_export(tmp_path: Path, monkeypatch: pytest.Monke
     own = bolt_server.BoltServer(tmp_path)
     own.start()
 
-    def killing(name: str, done: int, total: int) -> None:
-        if (name, done) == ("edges", 7):
-            own.kill()
+    def killing_at(part: int) -> graph_writing.Progress:
+        def killing(name: str, done: int, total: int) -> None:
+            if (name, done) == ("edges", part):
+                own.kill()
+
+        return killing
 
     try:
         address = Address.parse(own.uri)
@@ -525,7 +582,7 @@ def test_a_server_killed_in_mid_export(tmp_path: Path, monkeypatch: pytest.Monke
             Server(address, retry_seconds=1) as server,
             pytest.raises(StoreError, match="found no answer"),
         ):
-            write_graph(GRAPH, server, progress=killing)
+            write_graph(GRAPH, server, progress=killing_at(7))
         own.start()
         with Server(address, retry_seconds=1) as server:
             nodes, edges = in_server(server)
@@ -537,7 +594,7 @@ def test_a_server_killed_in_mid_export(tmp_path: Path, monkeypatch: pytest.Monke
             more = pd.DataFrame({"user_id": [f"u{n}" for n in range(100)], "item_id": "i1"})
             grown = GRAPH.with_events(more.assign(event="buy", timestamp=2e9))
             with pytest.raises(StoreError, match="found no answer"):
-                write_graph(grown, server, progress=killing)
+                write_graph(grown, server, progress=killing_at(12))  # 8 parts were written
         own.start()
         with Server(address) as server:
             edges = in_server(server)[1]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path as Folder
-
-import pytest
-
-from kgrank.kg.graph import KnowledgeGraph
-from kgrank.serving.cypher import literal, path_query, quoted
+from kgrank.kg.bolt import Server
+from kgrank.kg.graph_writing import write_graph
+from kgrank.serving.cypher import literal, path_query, query_of, quoted
 from kgrank.serving.explanation import Path, PathEdge, PathNode
 from kgrank.serving.recommender import Recommender
 
@@ -47,71 +44,34 @@ def test_quotes_are_escaped_and_no_backslash_stands_before_a_u() -> None:
     assert quoted("\\u0060") == "`\\u005Cu0060`"  # the first five stand for the backslash
 
 
-def test_a_server_finds_exactly_the_paths_that_are_shown(
-    even: Recommender, tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The sample shop's graph around two explanations, in a database that speaks Cypher."""
-    arcadedb = pytest.importorskip("arcadedb_embedded")
+def test_a_server_finds_exactly_the_paths_that_are_shown(even: Recommender, bolt: Server) -> None:
+    """In the export of the sample shop; two parallel edges are one path."""
     listed = even.recommend(["u-ada", *even.bundle.users.ids()[:3]], n=2)
     pairs = zip(listed["user_id"].tolist(), listed["item_id"].tolist(), strict=True)
     paths = [path for pair in pairs for path in even.explain(*pair, max_paths=5).paths]
     assert any(path.over_user for path in paths)
     assert not all(path.over_user for path in paths)
-    monkeypatch.chdir(tmp_path)  # where it leaves its logs
-    database = arcadedb.create_database(str(tmp_path / "graph"))
-    try:
-        _fill(database, even.bundle.graph, paths)
-        for path in paths:
-            found = list(database.query("opencypher", path.cypher))
-            assert len(found) == 1
-            nodes = path.cypher.replace("RETURN p LIMIT 1", "RETURN [n IN nodes(p) | n.id] AS ids")
-            ids = list(next(iter(database.query("opencypher", nodes))).get("ids"))
-            assert ids == [node.id for node in path.nodes]
-        gone = paths[0].edges[-1]
-        wrong = paths[0].cypher.replace(f"`{gone.relation}`", "`nothing`")
-        assert list(database.query("opencypher", wrong)) == []
-        for number, name in enumerate(NASTY):
-            with database.transaction():
-                database.command(
-                    "opencypher", f"CREATE (:Item {{id: {literal(name)}, number: {number}}})"
-                )
-        for number, name in enumerate(NASTY):
-            query = f"MATCH (n:Item {{id: {literal(name)}}}) RETURN n.number AS n, n.id AS id"
-            rows = [(row.get("n"), row.get("id")) for row in database.query("opencypher", query)]
-            assert rows == [(number, name)]
-    finally:
-        database.close()
+    write_graph(even.bundle.graph, bolt)
+    for path in paths:
+        assert len(bolt.read(path.cypher)) == 1
+        every = path.cypher.replace("RETURN p LIMIT 1", "RETURN DISTINCT [n IN nodes(p) | n.id]")
+        assert bolt.read(every) == [[[node.id for node in path.nodes]]]
+    gone = paths[0].edges[-1]
+    assert bolt.read(paths[0].cypher.replace(f"`{gone.relation}`", "`nothing`")) == []
 
 
-def _fill(database: object, graph: KnowledgeGraph, paths: list[Path]) -> None:
-    """All edges between the nodes of the paths."""
-    nodes = {(node.type, node.id) for path in paths for node in path.nodes}
-    numbers = {graph.node_number(type_, id_) for type_, id_ in nodes}
-    kinds = {"user": "User", "item": "Item"}
-    for kind in ("User", "Item", "Entity"):
-        database.schema.create_vertex_type(kind)
-    edges = [
-        (number, int(end), graph.relations[int(relation)])
-        for number in numbers
-        for end, relation in zip(
-            graph.neighbors(number).nodes, graph.neighbors(number).relations, strict=True
+def test_a_server_reads_quotes_as_they_are_meant(bolt: Server) -> None:
+    """Ids and relations of any letters, as somebody else may have written them."""
+    for number, name in enumerate(NASTY):
+        query = (
+            f"CREATE (:User {{id: {literal(name)}, number: {number}}})"
+            f"-[:{quoted(name)}]->(:Item {{id: {literal(name)}}})"
         )
-        if int(end) in numbers
-    ]
-    for relation in {relation for _, _, relation in edges}:
-        database.schema.create_edge_type(relation)
-    with database.transaction():
-        for number in numbers:
-            node = graph.node(number)
-            label = kinds.get(node.type, "Entity")
-            database.command("opencypher", f"CREATE (:{label} {{id: {literal(node.id)}}})")
-        for head, tail, relation in edges:
-            ends = [graph.node(number) for number in (head, tail)]
-            said = [
-                f"(n{k}:{kinds.get(node.type, 'Entity')} {{id: {literal(node.id)}}})"
-                for k, node in enumerate(ends)
-            ]
-            database.command(
-                "opencypher",
-                f"MATCH {said[0]}, {said[1]} CREATE (n0)-[:{quoted(relation)}]->(n1)",
-            )
+        bolt.write(lambda tx, query=query: tx.run(query).consume())
+    for number, name in enumerate(NASTY):
+        nodes = PathNode(name, "user", ""), PathNode(name, "item", "")
+        said = query_of(nodes, [PathEdge(name, name, name)])
+        found = bolt.read(said.replace("RETURN p LIMIT 1", "RETURN [n IN nodes(p) | n.id]"))
+        assert found == [[[name, name]]]
+        query = f"MATCH (n:User {{id: {literal(name)}}}) RETURN n.number, n.id"
+        assert bolt.read(query) == [[number, name]]

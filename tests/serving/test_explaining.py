@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -353,11 +354,12 @@ def test_scores_that_lists_do_not_have_are_an_internal_error(even: Recommender) 
 
 
 def test_the_learned_channel_speaks_over_what_both_products_share(
-    shop_bundle: Bundle, pairs: list[tuple[str, str]]
+    shop_bundle: Bundle, pairs: list[tuple[str, str]], tmp_path: Path
 ) -> None:
     """The parts that an entity brings to both vectors, worked out again from the encoder's facts.
 
-    Entities of the sample shop have one relation each, so nothing is lost in means.
+    Entities of the sample shop have one relation each, so nothing is lost in means. A fact that
+    ties both products is a path of two edges.
     """
     data, histories = shop_bundle.graph.to_pyg(), shop_bundle.histories
     words = next(c.form.values for c in shop_bundle.model.channels if c.name == "text")
@@ -386,9 +388,23 @@ def test_the_learned_channel_speaks_over_what_both_products_share(
     start, n_products = type_starts(data)[0]["item"], len(shop_bundle.items)
     tails = graph.nodes[graph.tails] - start
     products = (tails >= 0) & (tails < n_products)  # as entities they have no vectors
-    squares = np.where(products, 0.0, (facts**2).sum(axis=1))
-    carried = over_users = 0
-    for user, item in pairs[:40]:
+    squares = (facts**2).sum(axis=1)
+    base, own = steps.base.astype(np.float64), sums[0].double().numpy()
+    own -= sums[1].double().numpy() - base  # sources before the steps
+
+    def of_fact(one: int, other: int) -> np.ndarray:
+        """What facts to one product bring to the other."""
+        brought: np.ndarray = known[other] * (products & (tails == one)) @ facts
+        return brought
+
+    ties = np.argwhere(known[:, products] > 0)
+    tied = {(int(i), int(tails[products][f])) for i, f in ties}
+    owners: dict[int, str] = {}
+    for event_user, event_item in zip(histories.users().tolist(), histories.items, strict=True):
+        owners.setdefault(int(event_item), str(shop_bundle.users.ids()[event_user]))
+    asked = [(owners[h], str(shop_bundle.items.ids()[i])) for i, h in sorted(tied) if h in owners]
+    carried = over_users = direct = shown = 0
+    for user, item in [*pairs[:40], *asked[:20]]:
         every = all_paths(recommender, user, item)
         is_user = shop_bundle.graph.nodes.types[every.middles] == USER
         over_users += int(is_user.sum())
@@ -397,21 +413,40 @@ def test_the_learned_channel_speaks_over_what_both_products_share(
         target = int(shop_bundle.items.numbers([item])[0])
         factors = model.parts_of(folded, target, "new").factors[0]
         met, place = np.unique(folded.items, return_inverse=True)
-        wanted = {}
+        wanted, wanted_direct = {}, {}
         for product, factor in zip(met.tolist(), np.bincount(place, factors), strict=True):
+            there, back = of_fact(product, target), of_fact(target, product)
+            of_tie = own[product] @ there + back @ base[target] - there @ back
+            of_tie /= float(lengths[0, product]) * float(lengths[1, target])
+            wanted_direct[product] = max(0.0, float(factor * of_tie)) if product != target else 0.0
             shared = known[product] * known[target] * squares
             shared /= float(lengths[0, product]) * float(lengths[1, target])
             if product != target:
                 wanted[product] = float(factor * shared.sum())
         for product, part in wanted.items():
-            over_facts = every.parts[(of == product) & ~is_user].sum()
+            is_tie = every.middles == recommender.explainer.paths.item_nodes[product]
+            over_facts = every.parts[(of == product) & ~is_user & ~is_tie].sum()
             assert over_facts == pytest.approx(part, rel=1e-4, abs=1e-9)
+            over_tie = every.parts[(of == product) & is_tie].sum()
+            assert over_tie == pytest.approx(wanted_direct[product], rel=1e-3, abs=1e-7)
             carried += part > 0.0
-        why = next(recommender.explainer.explain(user, [item]))
+            direct += over_tie > 0.0
+        why = next(recommender.explainer.explain(user, [item], max_paths=20))
         why.check()
         assert graph_has(shop_bundle.graph, why)
+        short = [path for path in why.paths if len(path.edges) == 2]
+        assert all(path.nodes[1].type == "item" and path.nodes[2].id == item for path in short)
+        shown += len(short)
     assert carried > 40
     assert over_users > 40
+    assert direct > 10
+    assert shown > 5
+    again = Bundle.load(replace(shop_bundle, model=model).save(tmp_path))
+    form_again = again.model.channels[0].form
+    assert isinstance(form_again, DenseFeatures) and form_again.entities is not None
+    assert entities.items is not None and form_again.entities.items is not None
+    assert form_again.entities.items.ids == entities.items.ids
+    assert (form_again.entities.items.values == entities.items.values).all()
 
 
 def test_another_encoder_than_light_has_no_paths_of_its_own(shop_bundle: Bundle) -> None:

@@ -21,12 +21,15 @@ from kgrank.serving.faithfulness import (
     _edges,
     _overlap,
     _paths,
+    _Trial,
     changed_bundle,
     measure_explanations,
     rescorer,
 )
 from kgrank.serving.path_quality import PathQuality, smoothed
 from kgrank.serving.recommender import Recommender
+
+TIED = "compatible_with"  # what ties two products of the sample shop
 
 
 def test_smoothing_by_hand() -> None:
@@ -121,6 +124,24 @@ def test_nothing_removed_is_the_score_of_every_channel(even: Recommender) -> Non
         numbers = int(bundle.users.numbers([user])[0]), int(bundle.items.numbers([item])[0])
         found = scorer.score(bundle.histories, *numbers, "new", Removed())
         assert found == pytest.approx(even.explain(user, item, repeats="exclude").score, rel=1e-5)
+
+
+def test_a_fact_between_two_products_is_removed_from_both(even: Recommender) -> None:
+    bundle, nodes = even.bundle, even.explainer.paths.item_nodes
+    trial = _Trial(bundle, even.explainer, 1)
+    edges = bundle.graph.edge_list()
+    number = int(np.flatnonzero(edges.relations == bundle.graph.relations.index(TIED))[0])
+    one, other = (
+        int(np.flatnonzero(nodes == end)[0]) for end in (edges.heads[number], edges.tails[number])
+    )
+    found = trial._fact(one, int(nodes[other]))
+    assert found == trial._fact(other, int(nodes[one]))
+    assert {item for item, _ in found} == {one, other}
+    known = bundle.item_entities
+    assert all(known.matrix[item, column] > 0 for item, column in found)
+    assert {int(known.columns[column]) for _, column in found} == {nodes[one], nodes[other]}
+    brand = bundle.graph.node_number("brand", "brand:Nordfell")
+    assert len(trial._fact(one, brand)) == 1
 
 
 @pytest.fixture(scope="session")

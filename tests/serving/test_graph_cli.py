@@ -105,6 +105,7 @@ def test_stats_tell_what_says_nothing(tmp_path: Path) -> None:
         (("--to", "neo4j://x", "--out", "x"), "--out is for files"),
         (("--to", "pyg", "--out", "x", "--vectors", "v"), "vectors go to a server"),
         (("--to", "pyg", "--out", "x", "--scores", "3"), "scores go to a server"),
+        (("--to", "pyg", "--out", "x", "--repair"), "a server only is repaired"),
         (("--to", "neo4j://x", "--scores", "3"), "which has no model; allowed: a bundle"),
     ],
 )
@@ -151,6 +152,13 @@ def test_the_graph_goes_to_a_server_and_comes_back(
     shown = run("graph", "stats", bolt_uri)
     assert shown.exit_code == 0
     assert "degree 50%" in shown.stdout
+    bolt.write(lambda tx: tx.run("MATCH (i:Item {id: 'a1'}) SET i.name = 'other'").consume())
+    changed = run("graph", "import", bolt_uri, "--out", tmp_path / "changed")
+    assert changed.exit_code == 1
+    assert "--repair" in changed.stderr
+    answer("graph", "export", tiny_shop, "--to", bolt_uri, "--repair")
+    again = answer("graph", "import", bolt_uri, "--out", tmp_path / "changed")
+    assert again["fingerprint"] == told["fingerprint"]
     store = EmbeddingStore.create(tmp_path / "store").write(
         "item", ["a1"], np.ones((1, 4), np.float32)
     )

@@ -172,7 +172,10 @@ def test_the_command_line_asks_for_a_user_or_a_product(shop_models: Path) -> Non
     status, text = run("--item", "brook-bottle")
     assert status == 0
     assert "Water bottles" in text
+    assert "Whom it draws" in text
+    assert "Whom it draws" not in run("--item", "tarn-bottle")[1]  # nobody has met it
     status, text = run("--user", "u-ada")
     assert status == 0
     assert "2025-06-07" in text
+    assert 'An event "not_interested" on its products takes a line away.' in text
     assert run()[0] == run("--user", "u-ada", "--item", "brook-bottle")[0] == 2

@@ -84,6 +84,17 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     first = rule("boost", 'items.brand = "A"', "until = 2026-12-01")
     told = faults(tmp_path, first + "\n" + rule("pin", "plce = 1", 'items.brand = "A"'))
     assert len(told) == 3  # no `by`; no `plce`; and two rules of one name
+    nameless = '[[rule]]\naction = "exclude"\nitems.brand = "A"\nsegments = ["vip"]'
+    told = faults(tmp_path, nameless)
+    assert told == [
+        "rules.toml, rule 1: found no name; allowed: one. Add it.",
+        "rules.toml, rule 1, segments: found 'vip'; allowed: none (there are none). "
+        "Correct or remove it.",
+    ]
+    assert (
+        "name: found ''; allowed: at least 1 character."
+        in faults(tmp_path, rule().replace('"one"', '""') + '\nitems.brand = "A"')[0]
+    )
 
 
 def test_what_is_no_toml_or_no_text_is_refused(tmp_path: Path) -> None:

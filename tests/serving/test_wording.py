@@ -181,10 +181,20 @@ def test_unknown_relations_use_their_own_name():
     )
 
 
+def test_relations_of_the_sample_shop_have_chinese_names():
+    style = PathNode("s", "style", "vintage")
+    assert "相同的风格（vintage）" in say(paths=(shares(style, "style", 0.3),), language="zh")
+
+
 def test_a_direct_link_and_a_chain():
     bought = PathEdge("purchase", "u1", "p1")
     link = Path((USER, PAN, LID), (bought, PathEdge("also_bought", "p1", "p2")), 0.3)
     assert "It is linked to “Frying Pan” as “also bought”." in say(paths=(link,))
+    tie = Path((USER, PAN, LID), (bought, PathEdge("compatible_with", "p2", "p1")), 0.3)
+    assert "It is compatible with “Frying Pan”." in say(paths=(tie,))
+    assert "它与“Frying Pan”兼容" in say(paths=(tie,), language="zh")
+    own = WordingSettings(en={"also_bought": ("often leaves with {name}",)})
+    assert "It often leaves with “Frying Pan”." in say(paths=(link,), settings=own)
     edges = (bought, *(PathEdge("part_of", a, b) for a, b in (("p1", "c1"), ("c1", "b1"))))
     chain = Path((USER, PAN, COOKWARE, NORDFELL, LID), (*edges, PathEdge("brand", "p2", "b1")), 0.3)
     assert "It is linked to “Frying Pan” through “Cookware” and “Nordfell”." in say(paths=(chain,))
