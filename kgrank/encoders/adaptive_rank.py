@@ -54,7 +54,8 @@ class AdaptiveRanks(nn.Module):
             lora_alpha=2 * wide,
             total_step=1,  # all of its schedule is set with the first step
         )
-        self._adapted = (AdaLoraModel(model, self._config, _NAME),)  # a tuple is no submodule
+        adapt: Any = AdaLoraModel  # it has no types
+        self._adapted = (adapt(model, self._config, _NAME),)  # a tuple is no submodule
         for name, part in self._parts().items():
             for kind in ("ipt", "unc"):
                 self.register_buffer(_buffer(kind, name), torch.zeros_like(part))
