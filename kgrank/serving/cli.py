@@ -319,7 +319,8 @@ def rank(
 ) -> None:
     """Write the lists of many users as Parquet parts and a manifest."""
     with faults_told(as_json), progress_on_stderr() as progress:
-        from kgrank.serving.ranking import Reasons, rank_users, read_user_ids
+        from kgrank.serving.ranking import rank_users, read_user_ids
+        from kgrank.serving.reasons import Reasons
 
         user_ids = None if users is None else read_user_ids(users)
         manifest = rank_users(

@@ -18,11 +18,9 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, fields, is_dataclass
 from hashlib import file_digest, sha256
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +36,7 @@ from kgrank.files import sync
 from kgrank.fusion.model import Repeats, Task
 from kgrank.kg.reading import read_file
 from kgrank.progress import Progress, silent
-from kgrank.serving.effects import with_rules
+from kgrank.serving.reasons import Asked, Reasons, on_all_cores
 from kgrank.serving.recommender import Recommender, task_head
 
 if TYPE_CHECKING:
@@ -51,21 +49,6 @@ SCHEMA = pa.schema(
 
 _MANIFEST, _TEMPORARY = "manifest.json", ".tmp"
 _TABLES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
-
-
-@dataclass(frozen=True)
-class Reasons:
-    """What is written beside each row of a list.
-
-    Attributes:
-        paths: at most so many paths.
-        language: of the text.
-        anonymous: whether the ids of other users are left out of the paths.
-    """
-
-    paths: int = 3
-    language: Literal["en", "zh"] = "en"
-    anonymous: bool = False
 
 
 def read_user_ids(path: Path) -> tuple[str, ...]:
@@ -141,35 +124,9 @@ def rank_partition(
     """
     lists = recommender.recommend(user_ids, n=n, repeats=repeats, task=task)
     lists = lists.astype({"score": np.float32, "rank": np.int32})
-    return lists if reasons is None else _explained(recommender, lists, n, repeats, task, reasons)
-
-
-def _explained(
-    recommender: Recommender,
-    lists: pd.DataFrame,
-    n: int,
-    repeats: Repeats,
-    task: Task,
-    reasons: Reasons,
-) -> pd.DataFrame:
-    texts: list[str] = []
-    paths: list[str] = []
-    head = task_head(recommender.bundle, task, repeats)
-    pairs = zip(lists["user_id"].tolist(), lists["item_id"].tolist(), strict=True)
-    for user_id, rows in groupby(pairs, itemgetter(0)):
-        whys = recommender.explainer.explain(
-            user_id,
-            [item_id for _, item_id in rows],
-            max_paths=reasons.paths,
-            head=head,
-            language=reasons.language,
-            anonymous=reasons.anonymous,
-        )
-        for why in with_rules(whys, recommender.ruling, repeats, head, reasons.language, n):
-            texts.append(why.text)
-            paths.append(json.dumps([path.as_dict() for path in why.paths], ensure_ascii=False))
-    columns = {"text": texts, "paths": paths}
-    return lists.assign(**{name: pd.Series(of, dtype="str") for name, of in columns.items()})
+    if reasons is None:
+        return lists
+    return Asked(recommender, n, repeats, task, reasons).beside(lists)
 
 
 def rank_users(
@@ -198,7 +155,7 @@ def rank_users(
             leaves the user out and counts it.
         resume: keep the finished parts that are in `out`, and go on after them.
         part_users: users a part.
-        reasons: write why beside each row; if None, none are.
+        reasons: write why beside each row, worked out by a process a core; if None, none are.
         progress: told ("ranking", users done, users).
 
     Returns:
@@ -210,7 +167,8 @@ def rank_users(
     Raises:
         ConfigError: a setting is out of range, `out` holds something else, or another job is
             writing there.
-        ModelError: the bundle has no head for the task.
+        ModelError: the bundle has no head for the task; or a process has ended that worked out
+            reasons.
         UnknownIdError: a user is unknown and `unknown` is "error".
     """
     for name, value in (("n", n), ("part_users", part_users)):
@@ -237,14 +195,19 @@ def rank_users(
         job["rules"] = list(recommender.ruling.in_force())
     _begun(out, job, resume)  # refuses before anything is written
     _make(out)
-    with _alone_in(out):
+    with ExitStack() as stack:
+        stack.enter_context(_alone_in(out))
+        if reasons is not None:
+            asked = Asked(recommender, n, repeats, task, reasons)
+            with_reasons = stack.enter_context(on_all_cores(asked))
         parts = _begun(out, job, resume)  # another job may have been here in between
         done = sum(part["users"] for part in parts)
         manifest = _write_manifest(out, job, parts, complete=done == len(known))
         progress("ranking", done, len(known))
         while done < len(known):
             users = known[done : done + part_users]
-            lists = rank_partition(recommender, users, n, repeats, task, reasons)
+            lists = rank_partition(recommender, users, n, repeats, task)
+            lists = lists if reasons is None else with_reasons(lists)
             schema = schema_of(task, reasons is not None)
             table = pa.Table.from_pandas(lists, schema, preserve_index=False)
             parts.append(_write_part(out, len(parts), table, len(users)))

@@ -1,26 +1,30 @@
 """A batch job that can be killed and taken up again, each row exactly once."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from kgrank.errors import ConfigError, DataError, KgrankError
+from kgrank.errors import ConfigError, DataError, KgrankError, ModelError
 from kgrank.progress import silent
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.ranking import (
     SCHEMA,
-    Reasons,
     fingerprint,
     rank_users,
     read_user_ids,
     schema_of,
 )
+from kgrank.serving.reasons import Reasons
 from kgrank.serving.recommender import Recommender
 
 USERS = ["u-ada", *(f"{n:04d}" for n in range(1, 20))]
@@ -102,6 +106,70 @@ def test_reasons_beside_the_rows_are_those_of_explain(
     assert pq.read_schema(tmp_path / "part-00001.parquet").equals(schema_of("rank", True))
 
 
+def test_reasons_are_the_same_on_one_core_and_on_two(
+    recommender: Recommender, tmp_path: Path
+) -> None:
+    """On two, other processes work them out: fifteen users after the first are two tasks."""
+    before, made = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        out = tmp_path / str(threads)
+        rank_users(recommender, out, n=3, user_ids=USERS[:16], part_users=11, reasons=Reasons())
+        made.append(rows(out))
+    torch.set_num_threads(before)
+    pd.testing.assert_frame_equal(made[0], made[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is forked")
+def test_a_killed_job_leaves_no_process_of_its_own(shop_models: Path, tmp_path: Path) -> None:
+    """Not even those that worked out reasons: what held the folder is gone with them."""
+    script = OTHER.replace("part_users=6", "part_users=6, reasons=Reasons()")
+    script = "import torch; torch.set_num_threads(2)\n" + script
+    call = [sys.executable, "-c", script, str(shop_models), str(tmp_path), *USERS]
+    with subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "0\n"
+        other.stdin.write("go on\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "6\n"
+        children = Path(f"/proc/{other.pid}/task/{other.pid}/children").read_text().split()
+        assert len(children) == 2
+        other.kill()
+    for _ in range(100):
+        left = [child for child in children if Path(f"/proc/{child}/cmdline").exists()]
+        left = [child for child in left if Path(f"/proc/{child}/cmdline").read_bytes()]
+        if not left:
+            break
+        time.sleep(0.05)
+    assert not left
+    recommender = Recommender.load(shop_models, device="cpu")
+    done = rank_users(
+        recommender, tmp_path, n=3, user_ids=USERS, part_users=6, reasons=Reasons(), resume=True
+    )
+    assert done["complete"] is True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is forked")
+def test_a_worker_that_is_killed_is_told(recommender: Recommender, tmp_path: Path) -> None:
+    def children() -> set[str]:
+        return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+    def kills(stage: str, done: int, total: int) -> None:
+        for child in children() - others:
+            os.kill(int(child), signal.SIGKILL)
+
+    before, others = torch.get_num_threads(), children()
+    torch.set_num_threads(2)
+    job = {"n": 3, "user_ids": USERS, "part_users": 6, "reasons": Reasons()}
+    with pytest.raises(ModelError, match="Go on with resume"):
+        rank_users(recommender, tmp_path, **job, progress=kills)  # type: ignore[arg-type]
+    assert children() == others
+    done = rank_users(recommender, tmp_path, **job, resume=True)  # type: ignore[arg-type]
+    torch.set_num_threads(before)
+    assert done["complete"] is True
+
+
 def test_a_part_that_was_not_listed_yet_is_written_again(
     recommender: Recommender, tmp_path: Path
 ) -> None:
@@ -143,6 +211,7 @@ OTHER = """
 import sys
 from pathlib import Path
 from kgrank.serving.ranking import rank_users
+from kgrank.serving.reasons import Reasons
 from kgrank.serving.recommender import Recommender
 
 def progress(stage, done, total):

@@ -20,7 +20,8 @@ from kgrank.fusion.model import Repeats
 from kgrank.kg.tables import read_tables
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.placing import Caps, Pins, Spread, fill
-from kgrank.serving.ranking import Reasons, rank_partition, rank_users
+from kgrank.serving.ranking import rank_partition, rank_users
+from kgrank.serving.reasons import Reasons
 from kgrank.serving.recommender import Recommender
 from kgrank.serving.rules import Rules, moment
 from kgrank.serving.training import train
