@@ -12,9 +12,9 @@ are searched too. All channels weigh the same.
 Timed is one explanation with three paths of the best new product of a drawn user (p50, p99), and
 the same for the twenty best of each (explanations a second of one core; and of two processes, as
 `kgrank rank --explain` makes them, on the clock). The first, which makes the tables of co-users, is
-told apart. Other seconds are CPU seconds of one thread, since the machine may be busy. Beside them is what a loop of plain
-Python takes, to compare machines. Every 250th explanation is checked against the score of a full
-list, which is in the figures.
+told apart. Other seconds are CPU seconds of one thread, since the machine may be busy. Beside them
+is what a loop of plain Python takes, to compare machines. Every 250th explanation is checked
+against the score of a full list, which is in the figures.
 """
 
 from __future__ import annotations
