@@ -47,7 +47,7 @@ class Explainer:
         user = bundle.users.number(user_id)
         span = histories.of_users(np.array([user]))
         own = histories.items[span.first[0] : span.last[0]]
-        met, met_ids = set(own.tolist()), bundle.items.ids(own).tolist()
+        met, met_ids = set(own.tolist()), [bundle.items.id(item) for item in own.tolist()]
         numbers = [bundle.items.number(item_id) for item_id in item_ids]
         heads: list[Head] = [head or ("all" if item in met else "new") for item in numbers]
         split = {

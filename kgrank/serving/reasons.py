@@ -32,6 +32,7 @@ from kgrank.serving.effects import with_rules
 from kgrank.serving.recommender import Recommender, task_head
 
 USERS = 8  # whose lists a process takes at a time
+TO_JSON = json.JSONEncoder(ensure_ascii=False)
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 OneList: TypeAlias = tuple[str, list[str]]  # a user's id, and the ids of the items listed
@@ -86,7 +87,7 @@ class Asked(NamedTuple):
             of_rules = recommender.ruling, self.repeats, head, wanted.language, self.n
             for why in with_rules(whys, *of_rules):
                 paths = [path.as_dict() for path in why.paths]
-                said.append((why.text, json.dumps(paths, ensure_ascii=False)))
+                said.append((why.text, TO_JSON.encode(paths)))
         return said
 
     def beside(self, lists: pd.DataFrame) -> pd.DataFrame:
