@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -120,12 +122,27 @@ def test_reasons_are_the_same_on_one_core_and_on_two(
     pd.testing.assert_frame_equal(made[0], made[1])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is forked")
-def test_a_killed_job_leaves_no_process_of_its_own(shop_models: Path, tmp_path: Path) -> None:
-    """Not even those that worked out reasons: what held the folder is gone with them."""
-    script = OTHER.replace("part_users=6", "part_users=6, reasons=Reasons()")
-    script = "import torch; torch.set_num_threads(2)\n" + script
-    call = [sys.executable, "-c", script, str(shop_models), str(tmp_path), *USERS]
+OTHER = """
+import sys
+from pathlib import Path
+from kgrank.serving.ranking import rank_users
+from kgrank.serving.reasons import Reasons
+from kgrank.serving.recommender import Recommender
+
+def progress(stage, done, total):
+    print(done, flush=True)
+    sys.stdin.readline()
+
+models, out, *users = sys.argv[1:]
+recommender = Recommender.load(models, device="cpu")
+rank_users(recommender, Path(out), n=3, user_ids=users, part_users=6, progress=progress)
+"""
+
+
+@contextmanager
+def standing_after_a_part(script: str, *words: object) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has written its first part; it is killed at the end of the block."""
+    call = [sys.executable, "-c", script, *map(str, words)]
     with subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdin is not None
         assert other.stdout is not None
@@ -133,9 +150,18 @@ def test_a_killed_job_leaves_no_process_of_its_own(shop_models: Path, tmp_path: 
         other.stdin.write("go on\n")
         other.stdin.flush()
         assert other.stdout.readline() == "6\n"
+        yield other
+        other.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is forked")
+def test_a_killed_job_leaves_no_process_of_its_own(shop_models: Path, tmp_path: Path) -> None:
+    """Not even those that worked out reasons: what held the folder is gone with them."""
+    script = OTHER.replace("part_users=6", "part_users=6, reasons=Reasons()")
+    script = "import torch; torch.set_num_threads(2)\n" + script
+    with standing_after_a_part(script, shop_models, tmp_path, *USERS) as other:
         children = Path(f"/proc/{other.pid}/task/{other.pid}/children").read_text().split()
         assert len(children) == 2
-        other.kill()
     for _ in range(100):
         left = [child for child in children if Path(f"/proc/{child}/cmdline").exists()]
         left = [child for child in left if Path(f"/proc/{child}/cmdline").read_bytes()]
@@ -207,40 +233,15 @@ def test_a_finished_job_taken_up_again_ranks_nothing(
     assert told == [("ranking", len(USERS), len(USERS))]
 
 
-OTHER = """
-import sys
-from pathlib import Path
-from kgrank.serving.ranking import rank_users
-from kgrank.serving.reasons import Reasons
-from kgrank.serving.recommender import Recommender
-
-def progress(stage, done, total):
-    print(done, flush=True)
-    sys.stdin.readline()
-
-models, out, *users = sys.argv[1:]
-recommender = Recommender.load(models, device="cpu")
-rank_users(recommender, Path(out), n=3, user_ids=users, part_users=6, progress=progress)
-"""
-
-
 def test_two_jobs_at_once_do_not_write_into_one_folder(shop_models: Path, tmp_path: Path) -> None:
     """Another process stands after its first part; once it is killed, this one goes on."""
     recommender = Recommender.load(shop_models, device="cpu")
     job = {"n": 3, "user_ids": USERS, "part_users": 6, "resume": True}
-    call = [sys.executable, "-c", OTHER, str(shop_models), str(tmp_path), *USERS]
-    with subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdin is not None
-        assert other.stdout is not None
-        assert other.stdout.readline() == "0\n"
-        other.stdin.write("go on\n")
-        other.stdin.flush()
-        assert other.stdout.readline() == "6\n"
+    with standing_after_a_part(OTHER, shop_models, tmp_path, *USERS):
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         with pytest.raises(ConfigError, match="found another job that is writing here"):
             rank_users(recommender, tmp_path, **job)  # type: ignore[arg-type]
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-        other.kill()
     done = rank_users(recommender, tmp_path, **job)  # type: ignore[arg-type]
     assert done["complete"] is True
     assert rows(tmp_path)["user_id"].drop_duplicates().tolist() == USERS
