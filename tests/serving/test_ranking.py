@@ -108,17 +108,25 @@ def test_reasons_beside_the_rows_are_those_of_explain(
     assert pq.read_schema(tmp_path / "part-00001.parquet").equals(schema_of("rank", True))
 
 
+@pytest.fixture
+def own_threads() -> Iterator[None]:
+    """What a test makes of torch's number of threads ends with it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("own_threads")
 def test_reasons_are_the_same_on_one_core_and_on_two(
     recommender: Recommender, tmp_path: Path
 ) -> None:
     """On two, other processes work them out: fifteen users after the first are two tasks."""
-    before, made = torch.get_num_threads(), []
+    made = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         out = tmp_path / str(threads)
         rank_users(recommender, out, n=3, user_ids=USERS[:16], part_users=11, reasons=Reasons())
         made.append(rows(out))
-    torch.set_num_threads(before)
     pd.testing.assert_frame_equal(made[0], made[1])
 
 
@@ -176,6 +184,7 @@ def test_a_killed_job_leaves_no_process_of_its_own(shop_models: Path, tmp_path: 
     assert done["complete"] is True
 
 
+@pytest.mark.usefixtures("own_threads")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is forked")
 def test_a_worker_that_is_killed_is_told(recommender: Recommender, tmp_path: Path) -> None:
     def children() -> set[str]:
@@ -185,14 +194,13 @@ def test_a_worker_that_is_killed_is_told(recommender: Recommender, tmp_path: Pat
         for child in children() - others:
             os.kill(int(child), signal.SIGKILL)
 
-    before, others = torch.get_num_threads(), children()
+    others = children()
     torch.set_num_threads(2)
     job = {"n": 3, "user_ids": USERS, "part_users": 6, "reasons": Reasons()}
     with pytest.raises(ModelError, match="Go on with resume"):
         rank_users(recommender, tmp_path, **job, progress=kills)  # type: ignore[arg-type]
     assert children() == others
     done = rank_users(recommender, tmp_path, **job, resume=True)  # type: ignore[arg-type]
-    torch.set_num_threads(before)
     assert done["complete"] is True
 
 
