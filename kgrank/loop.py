@@ -204,8 +204,9 @@ class Loop(Generic[Batch]):
             if parameter.grad is not None:  # or it is None in all processes
                 add_up(parameter.grad)
         norm = nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
-        if not (math.isfinite(float(value)) and math.isfinite(float(norm))):
-            what = "a gradient" if math.isfinite(float(value)) else f"a loss of {float(value)}"
+        said, length = torch.stack((value, norm)).tolist()  # a device is waited for once
+        if not (math.isfinite(said) and math.isfinite(length)):
+            what = "a gradient" if math.isfinite(said) else f"a loss of {said}"
             raise ModelError(
                 f"{self.name}: found {what} that is not finite at step {done} (epoch "
                 f"{self.state.epoch}, batch {self.state.step}); allowed: finite numbers. Lower the "
@@ -214,7 +215,7 @@ class Loop(Generic[Batch]):
         self.optimizer.step()
         if self.after_step is not None:
             self.after_step(done, total)
-        return float(value), rate
+        return float(said), rate
 
     def _end_epoch(self, n_batches: int) -> dict[str, float]:
         """The figures of the epoch that is over."""
