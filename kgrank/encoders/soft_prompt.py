@@ -4,7 +4,8 @@ Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", 
 of Li and Liang 2021 at the layer of token vectors. The vectors are further rows of the model's
 table, and the tokenizer's template puts their numbers between the mark of the beginning and the
 text, so that what is learned is served by a plain transformer. The vocabulary has no entry for
-these numbers: no text is read as one of them. A mean over token vectors takes in theirs.
+these numbers, so that no text is read as one of them; who adds tokens to it later must give them
+others. A mean over token vectors takes in theirs.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def prompted(encoder: TextEncoder, ids: Sequence[Sequence[int]], n: int) -> Text
 
     Raises:
         ConfigError: the prompt leaves no room for a text.
-        ModelError: the tokenizer has no template, or its text has a place there that is not plain.
+        ModelError: the tokenizer has no template.
     """
     import torch
 
@@ -98,13 +99,13 @@ def _with_prompt(processor: dict[str, Any] | None, ids: range) -> dict[str, Any]
         processor = _template(processor)
     if processor["type"] != "TemplateProcessing":
         return None
-    text = {"Sequence": {"id": "A", "type_id": 0}}
     known = processor["special_tokens"].get(_NAME, {"ids": [], "tokens": []})
     numbers = [*known["ids"], *ids]
     entry = {"id": _NAME, "ids": numbers, "tokens": [_NAME] * len(numbers)}
     single = [piece for piece in processor["single"] if _NAME not in str(piece)]
-    place = single.index(text)
-    single.insert(place, {"SpecialToken": {"id": _NAME, "type_id": 0}})
+    place = next(place for place, piece in enumerate(single) if "Sequence" in piece)
+    kind = single[place]["Sequence"]["type_id"]
+    single.insert(place, {"SpecialToken": {"id": _NAME, "type_id": kind}})
     special = {**processor["special_tokens"], _NAME: entry}
     return {**processor, "single": single, "special_tokens": special}
 
