@@ -30,7 +30,7 @@ from kgrank.serving.evaluating import evaluate_bundle
 from kgrank.serving.training import train
 
 SETS = ("amazon-industrial", "amazon-beauty")
-ENCODERS = ("tfidf", "minilm", "mlm", "full", "lora", "frozen")
+ENCODERS = ("tfidf", "minilm", "mlm", "full", "lora", "prompt", "frozen")
 METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
 
 
@@ -42,12 +42,12 @@ def encoder(name: str, tables: Tables, config: Config, work: Path) -> tuple[str,
     about = folder.with_suffix(".json")
     if not about.exists():
         tables = tables.with_split(config.split)
-        start = time.process_time()
+        start, device = time.process_time(), config.text.device
         if name == "mlm":
             seen = tables.events[tables.events["split"] != "test"]
             settings = config.pretrain
             texts = shop_texts(tables.items, seen, settings.fields, settings.event_fields)
-            learned = pretrain(texts, folder, settings, device="cpu", progress=told(name))
+            learned = pretrain(texts, folder, settings, device=device, progress=told(name))
             score = list(learned.perplexity)
         else:
             settings = config.finetune.model_copy(update={"method": name})
@@ -58,7 +58,7 @@ def encoder(name: str, tables: Tables, config: Config, work: Path) -> tuple[str,
                 settings,
                 tasks={"next": 1.0},
                 text=config.text,
-                device="cpu",
+                device=device,
                 progress=told(name),
             )
             score = list(done.score)
@@ -78,10 +78,11 @@ def run(folder: Path, name: str, tables: Tables, sets: list[str], given: Any) ->
     work = given.work / folder.name
     work.mkdir(parents=True, exist_ok=True)
     sets = ["fit.refit=false", *sets, *(["kg.encoder=none"] if given.no_learned else [])]
+    sets.append(f"text.device={given.device}")
     model, made = encoder(name, tables, read_config(None, sets), work)
     config = read_config(None, [*sets, f"text.model={model}"])
     start = time.process_time()
-    bundle = train(tables, config, cache=given.cache, progress=told(name))
+    bundle = train(tables, config, cache=given.cache, device=given.device, progress=told(name))
     seconds = time.process_time() - start
     options = {"protocol": "next", "cache": given.cache, "progress": told(name)}
     result = {} if given.no_test else evaluate_bundle(bundle, **options)
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="changes")
     parser.add_argument("--no-learned", action="store_true", help="without the learned channel")
     parser.add_argument("--no-test", action="store_true", help="while settings are chosen")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "kgrank" / "vectors")
     given = parser.parse_args()

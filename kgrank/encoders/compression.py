@@ -28,7 +28,12 @@ from kgrank.devices import choose_device
 from kgrank.encoders.cache import VectorCache, encode_cached
 from kgrank.encoders.corpus import split_texts
 from kgrank.encoders.exporting import need_exporter, write_onnx
-from kgrank.encoders.folders import copy_text_files, load_transformer, quiet_transformers
+from kgrank.encoders.folders import (
+    copy_text_files,
+    load_transformer,
+    quiet_transformers,
+    write_tokenizer,
+)
 from kgrank.encoders.static import (
     static_table,
     token_shares,
@@ -182,14 +187,14 @@ def compress(
     if method == "static":
         table, learned = _table(encoder, texts, settings, device, cache, progress)
         write_static(folder, table, encoder.name, settings.rarity)
-        _save_tokenizer(encoder, folder)
+        write_tokenizer(folder, encoder.loaded[1])
         return Compressed(method, **about, **learned)
     model = _model_of(encoder)
     if method in ("onnx", "int8"):
         progress("export", 0, 1)
         write_onnx(folder, model, small=method == "int8")
         copy_text_files(encoder.folder, folder)
-        _save_tokenizer(encoder, folder)
+        write_tokenizer(folder, encoder.loaded[1])
         config = model.config.to_json_string(use_diff=False)
         (folder / "config.json").write_text(config, "utf-8")
         progress("export", 1, 1)
@@ -390,13 +395,3 @@ def _lessons(
         mend = "Name other columns in [compress] fields, or take the method layers, onnx or int8."
         raise DataError([Fault("items", None, None, found, allowed, mend)])
     return Lessons([ids[row] for row in said], vectors[said])
-
-
-def _save_tokenizer(encoder: TextEncoder, folder: Path) -> None:
-    """Write the tokenizer as one file, which is read without transformers."""
-    backend = encoder.loaded[1]
-    backend.no_truncation()
-    try:
-        backend.save(str(folder / "tokenizer.json"))
-    finally:
-        backend.enable_truncation(encoder.max_tokens)

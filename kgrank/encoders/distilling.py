@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from kgrank.devices import half_precision
 from kgrank.encoders.pooling import Mode
 from kgrank.encoders.runtimes import padded, sentence_vectors
 
@@ -117,7 +118,7 @@ class DistilTask:
         """What student and teacher say of some texts, each (b, dim) float32 of length 1."""
         arrays = padded([lessons.ids[row] for row in rows], self.pad_id)
         tokens, mask = (torch.from_numpy(array).to(self.device) for array in arrays)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
+        with half_precision(self.device):
             pooled = sentence_vectors(self.module, tokens, mask, self.mode)
         teacher = torch.from_numpy(lessons.vectors[rows]).to(self.device)
         return nn.functional.normalize(pooled, dim=1), teacher

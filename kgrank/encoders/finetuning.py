@@ -29,6 +29,7 @@ from kgrank.encoders.folders import (
     write_figures,
 )
 from kgrank.encoders.pooling import write_projection
+from kgrank.encoders.soft_prompt import write_prompt
 from kgrank.encoders.text import TextEncoder, TextSettings, item_texts
 from kgrank.errors import ConfigError
 from kgrank.files import check_new, new_folder
@@ -44,7 +45,7 @@ _NO_KINDS: Mapping[str, Collection[str]] = MappingProxyType({})
 TASKS = ("next", "click", "purchase", "rating", "sentiment")
 HEADS = "heads.safetensors"
 FACTS = "finetuning"
-RATES = {"full": 5e-5, "frozen": 1e-3, "lora": 5e-4, "adalora": 1e-3}
+RATES = {"full": 5e-5, "frozen": 1e-3, "lora": 5e-4, "adalora": 1e-3, "prompt": 1e-2}
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -58,11 +59,12 @@ class FinetuneSettings(Section):
     Attributes:
         method: "full": all weights; "lora": low-rank additions (pip install kgrank[peft]) that are
             merged into the weights in the end; "adalora": the same, of ranks that are shared out
-            where they matter; "frozen": a linear projection of the vectors alone.
+            where they matter; "prompt": vectors that stand before every text, as further tokens
+            (needs peft, too); "frozen": a linear projection of the vectors alone.
         embeddings: whether "full" moves the vectors of single tokens too.
-        rank: of the additions; of "adalora" on average, in the end.
+        rank: of the additions; of "adalora" on average, in the end; of "prompt" how many vectors.
         max_tokens: a longer text is cut here while the encoder learns (or at the model's own
-            limit, if that is lower).
+            limit, if that is lower); a prompt comes on top.
         history: events of a history, the newest.
         power: an event weighs (1 + age)^-power, age in events.
         temperature: divides the cosines of `next`.
@@ -81,14 +83,14 @@ class FinetuneSettings(Section):
         patience: epochs without a better score on valid after which training stops.
         encoded: texts a step that are encoded anew.
         rows: moments a step, at most.
-        rate: highest learning rate; 5e-5 for "full", 5e-4 for "lora" and 1e-3 for "adalora" and
-            "frozen" if left out.
+        rate: highest learning rate; 5e-5 for "full", 5e-4 for "lora", 1e-3 for "adalora" and
+            "frozen" and 1e-2 for "prompt" if left out.
         warmup: steps over which the rate rises.
         decay: AdamW's weight decay.
         seed: of everything that is drawn.
     """
 
-    method: Literal["full", "frozen", "lora", "adalora"] = "full"
+    method: Literal["full", "frozen", "lora", "adalora", "prompt"] = "full"
     embeddings: bool = False
     rank: int = Field(default=8, ge=1)
     max_tokens: int = Field(default=32, ge=3)
@@ -209,11 +211,12 @@ def finetune(
         progress: told of each stage.
 
     Raises:
-        ConfigError: `out` is there already; a task or column is unknown; peft is missing.
+        ConfigError: `out` is there already; a task or column is unknown; peft is missing; a prompt
+            leaves no room for a text.
         DataError: there are no events of a task's kind, a label is not allowed, or all are of one
             class.
         ModelError: the start is no encoder, its tokenizer has more entries than the model, or knows
-            none of the words; training diverges; the checkpoint is damaged.
+            none of the words, or takes no prompt; training diverges; the checkpoint is damaged.
         OSError: the folder cannot be written.
     """
     import torch
@@ -339,6 +342,8 @@ def _write(out: Path, model: TunedText, heads: Mapping[str, Any], facts: Mapping
             transformer: Any = encoder.model
             transformer.cpu().save_pretrained(folder)
         copy_text_files(encoder.folder, folder)
+        if facts["method"] == "prompt":
+            write_prompt(encoder, folder)
         if encoder.projection is not None:
             write_projection(folder, encoder.projection.cpu(), encoder.pooling.mode)
         if heads:

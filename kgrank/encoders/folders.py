@@ -13,9 +13,12 @@ from hashlib import file_digest, sha256
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kgrank.errors import ModelError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 FETCH = "Nothing is downloaded: fetch a model first, as with `hf download NAME --local-dir FOLDER`."
 
@@ -32,6 +35,21 @@ def copy_text_files(folder: Path, to: Path) -> None:
         copy = to / path.relative_to(folder)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
+
+
+def write_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    """Write a tokenizer as one file, which is read without transformers; it cuts no text there.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    truncation = tokenizer.truncation
+    tokenizer.no_truncation()
+    try:
+        tokenizer.save(str(folder / "tokenizer.json"))
+    finally:
+        if truncation:
+            tokenizer.enable_truncation(**truncation)
 
 
 def check_weights(folder: Path) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator
 
-from kgrank.devices import choose_device
+from kgrank.devices import choose_device, half_precision
 from kgrank.encoders.cache import Rows, VectorCache
 from kgrank.encoders.folders import (
     FETCH,
@@ -347,8 +347,7 @@ class ImageEncoder:
             name: torch.cat([picture[name] for picture in pictures]).to(self.device)
             for name in pictures[0]
         }
-        autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda")
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), half_precision(self.device):
             if hasattr(model, "get_image_features"):  # CLIP and SigLIP with their text half
                 output = model.get_image_features(**inputs)
             else:

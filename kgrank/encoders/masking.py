@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from kgrank.devices import half_precision
+
 _WINDOW_TEXTS = 8_192  # tokenised at a time
 _POOL = 64  # batches whose pieces are put in order of length, so that they pad each other little
 _MASKED, _CHANGED = 0.8, 0.9  # of the chosen words, as many become masks, the next another word
@@ -280,8 +282,7 @@ class MaskedWordTask:
             for array in (batch.tokens, batch.real, batch.wanted)
         )
         asked = wanted >= 0
-        # On a CPU without its own bfloat16 units autocast is a hundred times slower.
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
+        with half_precision(self.device):
             scores = self.module(tokens, real, asked)
         return nn.functional.cross_entropy(scores, wanted[asked], reduction="sum")
 

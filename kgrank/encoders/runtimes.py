@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from kgrank.devices import half_precision
 from kgrank.encoders.folders import load_transformer, read_json
 from kgrank.encoders.pooling import Mode, Pooling
 from kgrank.errors import ModelError
@@ -124,8 +125,7 @@ class TransformerRuntime:
 
         arrays = padded(ids, self.tokenizer.pad_token_id or 0)
         tokens, mask = (torch.from_numpy(array).to(self.device) for array in arrays)
-        # On a CPU without its own bfloat16 units autocast is a hundred times slower.
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
+        with half_precision(self.device):
             return sentence_vectors(self.model, tokens, mask, self.mode)
 
 

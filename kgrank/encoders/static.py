@@ -40,9 +40,9 @@ def token_vectors(encoder: TextEncoder, progress: Progress = silent) -> npt.NDAr
     runtime, tokenizer = encoder.loaded
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     probe = tokenizer.encode("a")
-    marks = [id_ for id_, mark in zip(probe.ids, probe.special_tokens_mask, strict=True) if mark]
-    start = marks[:1] if probe.special_tokens_mask[0] else []
-    end = marks[len(start) :]
+    before = [*probe.special_tokens_mask, 0].index(0)  # a prompt is in it
+    start, rest = probe.ids[:before], zip(probe.ids, probe.special_tokens_mask, strict=True)
+    end = [id_ for id_, mark in rest if mark][before:]
     special = {id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     ids = sorted(set(vocabulary.values()) - special)
     table = np.zeros((max(vocabulary.values()) + 1, encoder.dim), np.float32)

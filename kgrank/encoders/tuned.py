@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from kgrank.encoders.adaptive_rank import AdaptiveRanks
 from kgrank.encoders.augmenting import masked_tokens, shuffled_sentences
+from kgrank.encoders.soft_prompt import prompted, special_tokens
 from kgrank.encoders.text import TextEncoder
 from kgrank.encoders.whitening import whiten
 from kgrank.errors import ConfigError, ModelError
 
-Method = Literal["full", "frozen", "lora", "adalora"]
+Method = Literal["full", "frozen", "lora", "adalora", "prompt"]
 _TOGETHER = 16  # texts encoded at a time, next to others of their length
 _BATCH_TOKENS = 4_096  # encoded at a time, where nothing is learned
 
@@ -35,17 +36,19 @@ class TunedText(nn.Module):
         n_table: how many are of products, whose vectors the table holds.
         method: "full": all weights of the encoder; "lora": low-rank additions to its linear layers
             (Hu et al. 2022), by the package peft; "adalora": the same, with ranks that are shared
-            out (`kgrank.encoders.adaptive_rank`); "frozen": a linear projection of its vectors
+            out (`kgrank.encoders.adaptive_rank`); "prompt": a few vectors that stand before every
+            text (`kgrank.encoders.soft_prompt`); "frozen": a linear projection of its vectors
             alone, which begins as their whitening.
-        rank: of the additions.
+        rank: of the additions; how many vectors "prompt" learns.
         embeddings: whether "full" trains the vectors of single tokens too.
         said_otherwise: the texts in other words, to learn from as well; None = none.
         masked: share of tokens that are hidden while it learns.
         shuffled: how often sentences change places while it learns.
 
     Raises:
-        ConfigError: peft is not installed; "frozen" is asked to change texts.
-        ModelError: the vocabulary knows no word of the texts.
+        ConfigError: peft is not installed; "frozen" is asked to change texts; a prompt leaves no
+            room for them.
+        ModelError: the vocabulary knows no word of the texts; the tokenizer takes no prompt.
     """
 
     table: Tensor
@@ -64,15 +67,20 @@ class TunedText(nn.Module):
         shuffled: float = 0.0,
     ) -> None:
         super().__init__()
-        self.encoder, self.texts, self.n_table = encoder, tuple(texts), n_table
+        self.texts, self.n_table = tuple(texts), n_table
         self.said_otherwise, self.masked, self.shuffled = said_otherwise, masked, shuffled
         ids, self.cut = encoder.tokenise(self.texts)
-        self.special = frozenset(encoder.tokenizer.all_special_ids)
+        self.special = special_tokens(encoder)
         if all(token in self.special for sequence in ids for token in sequence):
             raise ModelError(
                 f"the vocabulary of {encoder.name} knows no word of the texts; allowed: one of "
                 "their language. Go on from another encoder."
             )
+        if method == "prompt":
+            encoder = prompted(encoder, ids, rank)
+            ids, self.cut = encoder.tokenise(self.texts)
+            self.special = special_tokens(encoder)
+        self.encoder = encoder
         first = next(sequence for sequence in ids if sequence)
         self.nothing = [token for token in first if token in self.special] or first[:1]
         self.ids = ids
@@ -138,7 +146,7 @@ class TunedText(nn.Module):
             model.get_input_embeddings().weight.requires_grad_(embeddings)  # type: ignore[operator]
             return
         try:
-            from peft import LoraConfig, LoraModel
+            from peft import LoraConfig, LoraModel, TrainableTokensConfig, TrainableTokensModel
         except ImportError:
             raise ConfigError(
                 f"finetune.method: found {method!r}, for which the package peft is missing; "
@@ -147,6 +155,11 @@ class TunedText(nn.Module):
         if method == "adalora":
             self.ranks = AdaptiveRanks(model, rank)
             self.adapted = self.ranks.adapted
+            return
+        if method == "prompt":
+            rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+            tokens = TrainableTokensConfig(token_indices=list(range(rows - rank, rows)))
+            self.adapted = TrainableTokensModel(model, tokens, "default")
             return
         lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
         self.adapted = LoraModel(model, lora, "default")

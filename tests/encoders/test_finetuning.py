@@ -245,12 +245,13 @@ def _cut(stop: int) -> Callable[[str, int, int], None]:
     return report
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "adalora", "frozen"])
+@pytest.mark.parametrize("method", ["full", "lora", "adalora", "prompt", "frozen"])
 def test_a_training_cut_short_ends_with_the_same_weights_to_the_bit(
     method: str, start: Path, tmp_path: Path
 ) -> None:
     tasks = {"next": 1.0, "rating": 0.5}
     changes: dict[str, Any] = {"method": method, "epochs": 3, "dropped": 0.2, "rows": 40}
+    changes["rank"] = 4
     whole = tuned(start, tmp_path / "whole", tasks, **changes)
     out = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):

@@ -128,7 +128,7 @@ def test_an_encoder_learns_from_a_shops_events(tiny_shop: Path, tmp_path: Path) 
         (("--task", "next=much"), 1, "found 'much' for a weight"),
         (("--task", "next", "--task", "next=2"), 1, "found next twice"),
         (("--task", "click"), 1, "kinds there are: purchase"),
-        (("--task", "next", "--set", "finetune.method=prefix"), 1, "'frozen', 'lora' or 'adalora'"),
+        (("--task", "next", "--set", "finetune.method=prefix"), 1, "'lora', 'adalora' or 'prompt'"),
         ((), 2, "--task"),
     ],
 )
