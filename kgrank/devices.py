@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kgrank.errors import ModelError
-
-if TYPE_CHECKING:
-    import torch
 
 
 def choose_device(device: str) -> str:
@@ -28,12 +26,20 @@ def choose_device(device: str) -> str:
     )
 
 
-def half_precision(device: str) -> torch.autocast:
-    """Within it a model on "cuda" computes in bfloat16; one on "cpu" as ever.
+@contextmanager
+def half_precision(device: str) -> Iterator[None]:
+    """Within it a transformer on "cuda" computes in bfloat16; one on "cpu" as ever.
 
     Weights, and the gradients that come of it, stay float32. A CPU without bfloat16 units of its
-    own would be a hundred times slower.
+    own would be a hundred times slower. cuDNN's attention is left out: it makes a plan for every
+    width of a batch, which takes longer than the batch.
     """
+    if device != "cuda":
+        yield
+        return
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    return torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda")
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with torch.autocast("cuda", torch.bfloat16), sdpa_kernel(kernels):
+        yield
