@@ -45,7 +45,7 @@ _NO_KINDS: Mapping[str, Collection[str]] = MappingProxyType({})
 TASKS = ("next", "click", "purchase", "rating", "sentiment")
 HEADS = "heads.safetensors"
 FACTS = "finetuning"
-RATES = {"full": 5e-5, "frozen": 1e-3, "lora": 5e-4, "adalora": 1e-3, "prompt": 1e-2}
+RATES = {"full": 5e-5, "frozen": 1e-3, "lora": 5e-4, "adalora": 1e-3, "prompt": 3e-3}
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -84,7 +84,7 @@ class FinetuneSettings(Section):
         encoded: texts a step that are encoded anew.
         rows: moments a step, at most.
         rate: highest learning rate; 5e-5 for "full", 5e-4 for "lora", 1e-3 for "adalora" and
-            "frozen" and 1e-2 for "prompt" if left out.
+            "frozen" and 3e-3 for "prompt" if left out.
         warmup: steps over which the rate rises.
         decay: AdamW's weight decay.
         seed: of everything that is drawn.

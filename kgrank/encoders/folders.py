@@ -152,16 +152,17 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def check_vocabulary(folder: Path, tokenizer: Any, model: Any) -> None:
-    """See that a model of transformers has an entry for each token.
+    """See that a model of transformers has an entry for each token, none of them a prompt's.
 
     Raises:
         ModelError: it has not.
     """
     largest = max(tokenizer.get_vocab().values())
-    if largest >= model.config.vocab_size:
+    entries = model.config.vocab_size - getattr(model.config, "prompt_tokens", 0)
+    if largest >= entries:
         raise ModelError(
             f"{folder}: found token number {largest} in the tokenizer and "
-            f"{model.config.vocab_size} entries in the model; allowed: numbers below that. The "
+            f"{entries} entries in the model; allowed: numbers below that. The "
             "tokenizer belongs to another model: get the folder anew from its source."
         )
 

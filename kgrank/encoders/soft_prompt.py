@@ -4,8 +4,8 @@ Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", 
 of Li and Liang 2021 at the layer of token vectors. The vectors are further rows of the model's
 table, and the tokenizer's template puts their numbers between the mark of the beginning and the
 text, so that what is learned is served by a plain transformer. The vocabulary has no entry for
-these numbers, so that no text is read as one of them; who adds tokens to it later must give them
-others. A mean over token vectors takes in theirs.
+these numbers, so that no text is read as one of them; and no token may be added to it later, since
+it would get one of them (`check_vocabulary` says so). A mean over token vectors takes in theirs.
 """
 
 from __future__ import annotations

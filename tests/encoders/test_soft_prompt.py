@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 from kgrank.encoders import compression, exporting
 from kgrank.encoders.compression import compress
 from kgrank.encoders.finetuning import Finetuned, FinetuneSettings, finetune
+from kgrank.encoders.folders import check_vocabulary
 from kgrank.encoders.soft_prompt import prompted, special_tokens
 from kgrank.encoders.static import token_vectors
 from kgrank.encoders.text import TextEncoder
@@ -94,12 +96,35 @@ def test_a_plain_reader_gives_the_same_vectors(learned: tuple[Path, Finetuned]) 
     assert not encoder.encode([" "]).any()
 
 
+def test_a_class_that_makes_its_own_template_is_not_named(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """BERT's tokenizer class puts [CLS] and [SEP] alone around a text, whatever the file says."""
+    start = Path(shutil.copytree(tiny_folder, tmp_path / "start"))
+    about = json.loads((start / "tokenizer_config.json").read_text())
+    about["tokenizer_class"] = "BertTokenizer"
+    (start / "tokenizer_config.json").write_text(json.dumps(about))
+    assert type(TextEncoder.load(start, "cpu").tokenizer).__name__ == "BertTokenizer"
+    with pytest.raises(ModelError, match="found token number 16 in the tokenizer and 16 entries"):
+        tuned(start, tmp_path / "out")  # the class adds [MASK]
+    model: Any = AutoModel.from_pretrained(str(start))
+    model.resize_token_embeddings(WORDS + 1)
+    model.save_pretrained(start)
+    tuned(start, tmp_path / "out", epochs=1)
+    encoder = TextEncoder.load(tmp_path / "out", "cpu")
+    assert encoder.tokenise(["red lamp"])[0] == [[2, 17, 18, 19, RED, LAMP, 3]]
+    assert (encoder.tokenizer.unk_token, encoder.tokenizer.mask_token_id) == ("[UNK]", 16)
+
+
 def test_no_text_is_read_as_the_prompt(learned: tuple[Path, Finetuned]) -> None:
     encoder = TextEncoder.load(learned[0], "cpu")
     (ids,), _ = encoder.tokenise(["[PROMPT] red [PROMPT] \ue000"])
     assert [place for place, token in enumerate(ids) if token >= WORDS] == [1, 2, 3]
     assert max(encoder.tokenizer.get_vocab().values()) < WORDS
     assert special_tokens(encoder) == {0, 1, 2, 3, 16, 17, 18}
+    encoder.tokenizer.add_tokens(["velvet"])  # takes the number of the prompt's first
+    with pytest.raises(ModelError, match="found token number 16 in the tokenizer and 16 entries"):
+        check_vocabulary(learned[0], encoder.tokenizer, encoder.model)
 
 
 def test_a_text_keeps_its_length_where_the_model_has_room(
