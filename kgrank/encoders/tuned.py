@@ -23,7 +23,8 @@ from kgrank.encoders.whitening import whiten
 from kgrank.errors import ConfigError, ModelError
 
 Method = Literal["full", "frozen", "lora", "adalora", "prompt"]
-_TOGETHER = 16  # texts encoded at a time, next to others of their length
+# texts encoded at a time, next to others of their length
+_TOGETHER = {"cpu": 16, "cuda": 128}
 _BATCH_TOKENS = 4_096  # encoded at a time, where nothing is learned
 
 
@@ -186,7 +187,8 @@ class TunedText(nn.Module):
         else:
             ids = [sequence or self.nothing for sequence in self._read(rows, rng)]
             order = sorted(range(len(ids)), key=lambda row: len(ids[row]))  # to pad them little
-            parts = [order[start : start + _TOGETHER] for start in range(0, len(order), _TOGETHER)]
+            size = _TOGETHER[self.encoder.device]
+            parts = [order[start : start + size] for start in range(0, len(order), size)]
             found = [self.encoder.pooled([ids[row] for row in part]) for part in parts]
             pooled = torch.cat(found)[torch.from_numpy(np.argsort(order))]
         return self.encoder.vectors(pooled) * self.says[at][:, None]
