@@ -47,7 +47,6 @@ class Fit:
         model: the fitted model.
         choices: channel → the settings chosen on valid.
         fused: head → its fusion and every method's cross-fitted NDCG@10 on valid.
-        ease_penalty: λ of plain EASE, chosen on valid, for the baseline that is printed beside.
         trained: how the learned channel's training went; None without one.
         tasks: the heads that predict, and why others are not there.
     """
@@ -55,7 +54,6 @@ class Fit:
     model: FusedModel
     choices: dict[str, Choice]
     fused: dict[Head, Fused]
-    ease_penalty: float
     trained: Trained | None = None
     tasks: TaskHeads = field(default_factory=TaskHeads)
 
@@ -87,8 +85,8 @@ def fit(
     """
     train, queries = _asked(histories, splits, features, settings)
     fresh = new_only(queries)
-    asked = fresh if len(fresh) else all_allowed(queries)
-    choices, ease_penalty = _choose(train, asked, settings, progress)
+    asked = _new_first(queries)
+    choices = _choose(train, asked, settings, progress)
     channels = list(_channels(choices, train, settings, progress))
     side = item_side(train.histories)
     ordered = _protocol(histories, splits, settings) == "later"
@@ -148,7 +146,7 @@ def fit(
     weights |= {task: head.weights for task, head in found.items()}
     predictors = {task: head.predictor(seen, side) for task, head in found.items()}
     model = FusedModel(tuple(channels), side, weights, predictors)
-    return Fit(model, choices, fused, ease_penalty, trained, predicting)
+    return Fit(model, choices, fused, trained, predicting)
 
 
 def assist(
@@ -192,6 +190,12 @@ def _asked(
             "channels' weights are chosen there. Widen [split] valid, or check the split column."
         )
     return train, queries
+
+
+def _new_first(queries: Queries) -> Queries:
+    """The queries for products not met before, where there are any."""
+    fresh = new_only(queries)
+    return fresh if len(fresh) else all_allowed(queries)
 
 
 def _used(
@@ -250,8 +254,8 @@ def _start(channels: Sequence[Channel], choices: Mapping[str, Choice]) -> Start:
 
 def _choose(
     evidence: Evidence, queries: Queries, settings: FitSettings, progress: Progress
-) -> tuple[dict[str, Choice], float]:
-    """The settings of every channel, in the channels' order, and λ of plain EASE."""
+) -> dict[str, Choice]:
+    """The settings of every channel, in the channels' order."""
     smaller, narrowed = sub_catalogue(evidence, queries)
     trial, small_trial = Trial.of(queries, settings.seed), Trial.of(narrowed, settings.seed)
     choices: dict[str, Choice] = {}
@@ -266,7 +270,22 @@ def _choose(
         progress("choosing settings", len(choices), total)
         choices[name] = choose_features(trial, form)
     progress("choosing settings", total, total)
-    return choices, choose_ease(small_trial, smaller, neighbors=settings.neighbors)
+    return choices
+
+
+def plain_ease(histories: Histories, splits: npt.NDArray[np.int8], settings: FitSettings) -> float:
+    """λ of plain EASE, chosen on valid as a fit's channels are: the baseline beside a model.
+
+    Args:
+        histories, splits, settings: as `fit` takes them.
+
+    Raises:
+        ModelError: as `fit`.
+    """
+    nothing = Evidence.of_events(histories).features
+    train, queries = _asked(histories, splits, nothing, settings)
+    smaller, narrowed = sub_catalogue(train, _new_first(queries))
+    return choose_ease(Trial.of(narrowed, settings.seed), smaller, neighbors=settings.neighbors)
 
 
 def _feature_forms(features: ItemFeatures) -> dict[str, SparseFeatures | DenseFeatures]:

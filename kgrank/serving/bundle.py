@@ -93,7 +93,6 @@ class Bundle:
             "text_vectors": asdict(encoded) if encoded else None,
             "image_encoder": prepared.image_encoder,
             "image_vectors": asdict(pictures) if pictures else None,
-            "ease_penalty": fitted.ease_penalty,
             "choices": {name: _choice_to_json(choice) for name, choice in fitted.choices.items()},
             "learned": _trained_to_json(fitted.trained) if fitted.trained else None,
             "fusion": {

@@ -29,6 +29,7 @@ from kgrank.fusion.queries import (
     only_items,
     user_queries,
 )
+from kgrank.fusion.training import plain_ease
 from kgrank.kg.tables import Tables, read_tables
 from kgrank.progress import Progress, silent
 from kgrank.serving.bundle import Bundle
@@ -405,12 +406,13 @@ def _baselines(bundle: Bundle, repeats: str, task: str) -> dict[str, Scorer]:
     Beside a task that predicts, the lists of "rank" too.
     """
     histories, splits = numbered(bundle.events, bundle.users, bundle.items)
-    fitted = ~histories.of_kinds((REFUSED,))
-    seen = histories.where(fitted if bundle.config.fit.refit else fitted & (splits == 0))
+    settings, chosen = bundle.config.fit, ~histories.of_kinds((REFUSED,))
+    histories, splits = histories.where(chosen), splits[chosen]
+    seen = histories if settings.refit else histories.where(splits == 0)
     users = torch.from_numpy(np.asarray(seen.binary().sum(axis=0), np.float32).ravel())
     moments = Evidence.of_events(seen).linear_moments()
-    penalty = float(bundle.facts["ease_penalty"])
-    weights = moments.weights(Ridge(penalty), neighbors=bundle.config.fit.neighbors)
+    penalty = plain_ease(histories, splits, settings)
+    weights = moments.weights(Ridge(penalty), neighbors=settings.neighbors)
 
     def ease(of: Histories, spans: Spans) -> torch.Tensor:
         met = of.weights(spans, Decay())

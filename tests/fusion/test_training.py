@@ -130,7 +130,6 @@ def test_the_same_seed_gives_the_same_model(repeat_events: pd.DataFrame) -> None
     """To the bit."""
     one, two = (World.of(repeat_events).fitted(REFIT) for _ in range(2))
     assert one.choices == two.choices
-    assert one.ease_penalty == two.ease_penalty
     for head in one.model.heads:
         first, second = (found.model.heads[head].vector() for found in (one, two))
         assert first.tobytes() == second.tobytes()
