@@ -204,7 +204,8 @@ class Loop(Generic[Batch]):
             if parameter.grad is not None:  # or it is None in all processes
                 add_up(parameter.grad)
         norm = nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
-        said, length = torch.stack((value, norm)).tolist()  # a device is waited for once
+        # A device is waited for once.
+        said, length = map(float, torch.stack((value, norm)).tolist())
         if not (math.isfinite(said) and math.isfinite(length)):
             what = "a gradient" if math.isfinite(said) else f"a loss of {said}"
             raise ModelError(
@@ -215,7 +216,7 @@ class Loop(Generic[Batch]):
         self.optimizer.step()
         if self.after_step is not None:
             self.after_step(done, total)
-        return float(said), rate
+        return said, rate
 
     def _end_epoch(self, n_batches: int) -> dict[str, float]:
         """The figures of the epoch that is over."""

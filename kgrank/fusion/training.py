@@ -85,11 +85,11 @@ def fit(
     """
     train, queries = _asked(histories, splits, features, settings)
     fresh = new_only(queries)
-    asked = _new_first(queries)
+    asked = new_first(queries)
     choices = _choose(train, asked, settings, progress)
     channels = list(_channels(choices, train, settings, progress))
     side = item_side(train.histories)
-    ordered = _protocol(histories, splits, settings) == "later"
+    ordered = protocol_of(histories, splits, settings) == "later"
     trained = None
     if learner is not None:
         vectors, decay, trained = learner.learn(
@@ -166,7 +166,7 @@ def assist(
         ModelError: as `fit`, or another process has ended.
     """
     train, queries = _asked(histories, splits, features, settings)
-    ordered = _protocol(histories, splits, settings) == "later"
+    ordered = protocol_of(histories, splits, settings) == "later"
     _, _, trained = learner.learn(train, None, ordered=ordered, queries=queries)
     if settings.refit and agreed(False):  # process 0 says whether the channel is kept
         whole, epochs = Evidence(histories, features), trained.best_epoch
@@ -192,7 +192,7 @@ def _asked(
     return train, queries
 
 
-def _new_first(queries: Queries) -> Queries:
+def new_first(queries: Queries) -> Queries:
     """The queries for products not met before, where there are any."""
     fresh = new_only(queries)
     return fresh if len(fresh) else all_allowed(queries)
@@ -224,16 +224,17 @@ def valid_queries(
     "auto" asks `later` unless valid events of most users stand before some of their train events.
     """
     rows = np.flatnonzero(splits == 1)
-    if _protocol(histories, splits, settings) == "user":
+    if protocol_of(histories, splits, settings) == "user":
         train = histories.where(splits == 0)
         return user_queries(train, histories.where(splits == 1), train).answerable()
     queries = later_queries(histories, rows, per_user=MOMENTS_A_USER)
     return queries.take(np.flatnonzero(queries.spans.last > queries.spans.first)).answerable()
 
 
-def _protocol(
+def protocol_of(
     histories: Histories, splits: npt.NDArray[np.int8], settings: FitSettings
 ) -> Literal["later", "user"]:
+    """How valid asks: as the settings say, or "auto" as `valid_queries` tells."""
     if settings.protocol != "auto":
         return settings.protocol
     rows, train_rows = np.flatnonzero(splits == 1), np.flatnonzero(splits == 0)
@@ -284,7 +285,7 @@ def plain_ease(histories: Histories, splits: npt.NDArray[np.int8], settings: Fit
     """
     nothing = Evidence.of_events(histories).features
     train, queries = _asked(histories, splits, nothing, settings)
-    smaller, narrowed = sub_catalogue(train, _new_first(queries))
+    smaller, narrowed = sub_catalogue(train, new_first(queries))
     return choose_ease(Trial.of(narrowed, settings.seed), smaller, neighbors=settings.neighbors)
 
 

@@ -126,10 +126,12 @@ def evaluate_bundle(
         asked = _ask(fitted, full, splits, split, protocol, history, repeats, relevant, kinds)
         lists = _Lists(asked, repeats, progress)
         scores, result = lists.judge(_model_scores(fitted.model, head), "kgrank")
-        result["baselines"] = {
-            name: lists.judge(scorer, name)[1]["metrics"]
-            for name, scorer in _baselines(fitted, repeats, task).items()
-        }
+        if variant == variants[0]:  # no other graph changes them
+            progress("baselines", 0, 1)
+            result["baselines"] = {
+                name: lists.judge(scorer, name)[1]["metrics"]
+                for name, scorer in _baselines(fitted, repeats, task).items()
+            }
         results[variant], per_query[variant] = result, scores.ndcg[10]
     users = len(np.unique(asked.queries.users))
     shown = {"protocol": protocol, "split": split, "users": users, "queries": len(asked.queries)}
@@ -416,7 +418,7 @@ def _baselines(bundle: Bundle, repeats: str, task: str) -> dict[str, Scorer]:
 
     def ease(of: Histories, spans: Spans) -> torch.Tensor:
         met = of.weights(spans, Decay())
-        met.data[:] = 1.0
+        met.data[:] = met.data > 0.0  # but for what was refused
         return torch.from_numpy((met @ weights).toarray())
 
     rank = {} if task == "rank" else {"rank": _model_scores(bundle.model, head_of(repeats))}

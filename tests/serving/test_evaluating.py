@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from kgrank.config import Config
 from kgrank.errors import ConfigError, DataError
+from kgrank.fusion.evidence import numbered
+from kgrank.fusion.training import plain_ease
 from kgrank.kg.tables import Tables, read_tables
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.evaluating import evaluate_bundle
@@ -224,6 +227,53 @@ def test_one_query_by_hand(tiny_tables: Tables, tiny_bundle: Bundle) -> None:
     assert found["recall@10"] == 1 / 2
     assert found["mrr"] == 1 / 5
     assert found["ndcg@10"] == pytest.approx((1 / math.log2(6)) / (1 + 1 / math.log2(3)))
+
+
+def ease_of(rows: Sequence[Row], items: Sequence[str], penalty: float) -> Scorer:
+    """Steck's closed form over who met what in train and valid: B = I − P / diag(P)."""
+    met = {(row.user, row.item) for row in rows if row.split != "test"}
+    users = sorted({user for user, _ in met})
+    chosen = np.array([[(user, item) in met for item in items] for user in users], float)
+    inverse = np.linalg.inv(chosen.T @ chosen + penalty * np.eye(len(items)))
+    weights = np.eye(len(items)) - inverse / np.diag(inverse)
+
+    def scores(query: Query) -> dict[str, float]:
+        own = {items.index(row.item) for row in query.history if (row.user, row.item) in met}
+        return dict(zip(items, weights[sorted(own)].sum(axis=0).tolist(), strict=True))
+
+    return scores
+
+
+def test_the_baseline_ease_is_the_closed_form_at_the_penalty_of_valid(
+    shop_tables: Tables, tmp_path: Path
+) -> None:
+    """What users refused is no choice: it counts for neither the penalty nor the lists."""
+    events, items = shop_tables.events, list(shop_tables.items["item_id"])
+    met = set(zip(events["user_id"], events["item_id"], strict=True))
+    first = events[events["split"] == "train"].drop_duplicates("user_id")
+    refused = first.assign(item_id=first["item_id"].sample(frac=1.0, random_state=0).to_numpy())
+    pairs = zip(refused["user_id"], refused["item_id"], strict=True)
+    refused = refused[[pair not in met for pair in pairs]].assign(event="not_interested")
+    assert len(refused) > 100
+    pd.concat([events, refused]).to_parquet(tmp_path / "events.parquet")
+    shop_tables.items.to_parquet(tmp_path / "items.parquet")
+    tables = read_tables(tmp_path)
+    plain = {"kg": {"encoder": "none"}, "text": {"model": "none"}}
+    bundle = train(tables, Config.from_dict(plain, "test"))
+    found = evaluate_bundle(bundle)["baselines"]["ease"]
+
+    known = shop_tables.events[shop_tables.events["split"] != "test"]
+    histories, splits = numbered(known, bundle.users, bundle.items)
+    penalty = plain_ease(histories, splits, bundle.config.fit)
+    queries = queries_of(rows_of(tables), "test", "user", "all", "exclude", "all")
+    expected, other = (
+        judged(
+            rows_of(tables), items, queries, ease_of(rows_of(shop_tables), items, of), "exclude"
+        )["metrics"]["ndcg@10"]
+        for of in (penalty, 1.0)
+    )
+    assert found["ndcg@10"] == pytest.approx(expected, rel=1e-5)
+    assert abs(expected - other) > 0.005
 
 
 @pytest.mark.parametrize(
