@@ -45,7 +45,7 @@ _NO_KINDS: Mapping[str, Collection[str]] = MappingProxyType({})
 TASKS = ("next", "click", "purchase", "rating", "sentiment")
 HEADS = "heads.safetensors"
 FACTS = "finetuning"
-RATES = {"full": 5e-5, "frozen": 1e-3, "lora": 5e-4, "adalora": 1e-3, "prompt": 3e-3}
+RATES = {"full": 1.5e-4, "frozen": 1e-3, "lora": 5e-4, "adalora": 1e-3, "prompt": 3e-3}
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -83,7 +83,7 @@ class FinetuneSettings(Section):
         patience: epochs without a better score on valid after which training stops.
         encoded: texts a step that are encoded anew.
         rows: moments a step, at most.
-        rate: highest learning rate; 5e-5 for "full", 5e-4 for "lora", 1e-3 for "adalora" and
+        rate: highest learning rate; 1.5e-4 for "full", 5e-4 for "lora", 1e-3 for "adalora" and
             "frozen" and 3e-3 for "prompt" if left out.
         warmup: steps over which the rate rises.
         decay: AdamW's weight decay.
@@ -96,7 +96,7 @@ class FinetuneSettings(Section):
     max_tokens: int = Field(default=32, ge=3)
     history: int = Field(default=10, ge=1, le=50)
     power: float = Field(default=1.0, ge=0)
-    temperature: float = Field(default=0.05, gt=0)
+    temperature: float = Field(default=0.1, gt=0)
     popularity: float = Field(default=0.0, ge=0, le=1)
     negatives: int = Field(default=4, ge=1)
     event_field: str | None = None
@@ -106,7 +106,7 @@ class FinetuneSettings(Section):
     shuffled: Share = 0.0
     dropped: Share = 0.0
     joined: Share = 0.0
-    epochs: int = Field(default=3, ge=1)
+    epochs: int = Field(default=6, ge=1)
     patience: int = Field(default=2, ge=1)
     encoded: int = Field(default=64, ge=1)
     rows: int = Field(default=2_048, ge=1)
@@ -240,7 +240,7 @@ def finetune(
     examples = read_examples(tasks, kinds, items, seen, catalogue, settings)
     torch.manual_seed(settings.seed)  # of weights that the folder lacks, too
     encoder = TextEncoder.load(start, at, settings.max_tokens)
-    check_vocabulary(encoder.folder, encoder.tokenizer, encoder.model)
+    check_vocabulary(encoder.folder, encoder.tokenizer.get_vocab(), encoder.model.config)
     texts = tuple(dict.fromkeys([*catalogue.texts, *examples.texts()]))
     other = None
     if translate is not None:

@@ -151,20 +151,33 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_vocabulary(folder: Path, tokenizer: Any, model: Any) -> None:
-    """See that a model of transformers has an entry for each token, none of them a prompt's.
+def prompt_tokens(config: Any) -> int:
+    """How many tokens of a soft prompt stand before every text, as config.json states it."""
+    return int(getattr(config, "prompt_tokens", 0))
+
+
+def check_vocabulary(folder: Path, vocabulary: Mapping[str, int], config: Any) -> None:
+    """See that a model has an entry for each token, none of them a prompt's.
+
+    Args:
+        folder: where they are.
+        vocabulary: token → number, of the tokenizer.
+        config: of the model.
 
     Raises:
         ModelError: it has not.
     """
-    largest = max(tokenizer.get_vocab().values())
-    entries = model.config.vocab_size - getattr(model.config, "prompt_tokens", 0)
-    if largest >= entries:
-        raise ModelError(
-            f"{folder}: found token number {largest} in the tokenizer and "
-            f"{entries} entries in the model; allowed: numbers below that. The "
-            "tokenizer belongs to another model: get the folder anew from its source."
-        )
+    largest, prompt = max(vocabulary.values()), prompt_tokens(config)
+    entries = config.vocab_size - prompt
+    if largest < entries:
+        return
+    mend = "The tokenizer belongs to another model: get the folder anew from its source."
+    if prompt:
+        mend = "No token can be added behind a prompt: add it first, then learn the prompt."
+    raise ModelError(
+        f"{folder}: found token number {largest} in the tokenizer and {entries} entries in the "
+        f"model{', but for its prompt' if prompt else ''}; allowed: numbers below that. {mend}"
+    )
 
 
 def write_figures(folder: Path, name: str, facts: Mapping[str, Any]) -> None:

@@ -291,7 +291,7 @@ def _from_folder(start: str | Path, settings: PretrainSettings) -> _Begun:
             f"{where}: found a tokenizer without a mask token; allowed: one that has it, as those "
             "of BERT, RoBERTa, MPNet and ModernBERT do. Go on from such an encoder."
         )
-    check_vocabulary(encoder.folder, tokenizer, model)
+    check_vocabulary(encoder.folder, tokenizer.get_vocab(), model.config)
     headless = bool(report["missing_keys"])
     limit = encoder.max_tokens
     return _Begun(model, tokenizer, encoder.folder, limit, encoder.fingerprint, headless)

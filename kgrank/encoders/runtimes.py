@@ -17,6 +17,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -24,7 +25,12 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from kgrank.devices import half_precision
-from kgrank.encoders.folders import load_transformer, read_json
+from kgrank.encoders.folders import (
+    check_vocabulary,
+    load_transformer,
+    prompt_tokens,
+    read_json,
+)
 from kgrank.encoders.pooling import Mode, Pooling
 from kgrank.errors import ModelError
 from kgrank.extras import needs
@@ -74,10 +80,13 @@ def load_runtime(
         pad_id: number of the padding in an ONNX graph.
 
     Raises:
-        ModelError: a file is missing or damaged, or onnxruntime is not installed.
+        ModelError: a file is missing or damaged, onnxruntime is not installed, or a token was added
+            behind a prompt.
     """
     if form == "transformer":
         model, tokenizer, _ = load_transformer(folder, "text encoder", "AutoTokenizer")
+        if prompt_tokens(model.config):
+            check_vocabulary(folder, tokenizer.get_vocab(), model.config)
         projection = pooling.projection()
         if projection is not None:
             projection = projection.to(device)
@@ -86,6 +95,9 @@ def load_runtime(
         return runtime, tokenizer.backend_tokenizer
     backend = _read_tokenizer(folder)
     if form == "onnx":
+        config = SimpleNamespace(**read_json(folder / "config.json"))
+        if prompt_tokens(config):
+            check_vocabulary(folder, backend.get_vocab(), config)
         return OnnxRuntime(_session(folder / ONNX_FILE), pooling.mode, pad_id or 0), backend
     return StaticRuntime(_read_table(folder, backend)), backend
 

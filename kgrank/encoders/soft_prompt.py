@@ -5,7 +5,7 @@ of Li and Liang 2021 at the layer of token vectors. The vectors are further rows
 table, and the tokenizer's template puts their numbers between the mark of the beginning and the
 text, so that what is learned is served by a plain transformer. The vocabulary has no entry for
 these numbers, so that no text is read as one of them; and no token may be added to it later, since
-it would get one of them (`check_vocabulary` says so). A mean over token vectors takes in theirs.
+it would get one of them (an encoder is not loaded then). A mean over token vectors takes in theirs.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tokenizers
 
-from kgrank.encoders.folders import read_json, write_figures, write_tokenizer
+from kgrank.encoders.folders import prompt_tokens, read_json, write_figures, write_tokenizer
+from kgrank.encoders.text import TextEncoder, model_limit
 from kgrank.errors import ConfigError, ModelError
 
-if TYPE_CHECKING:
-    from kgrank.encoders.text import TextEncoder
-
 _NAME = "[PROMPT]"  # in the template
+_LENGTH = ("sentence_bert_config", "max_seq_length")  # file and entry
 _READER = "PreTrainedTokenizerFast"  # takes a template as it stands; BERT's own class does not
 
 
@@ -58,7 +57,7 @@ def prompted(encoder: TextEncoder, ids: Sequence[Sequence[int]], n: int) -> Text
     counts = np.bincount(np.fromiter(chain.from_iterable(ids), np.int64), minlength=rows)
     counts[special] = 0
     often = np.argsort(-counts, kind="stable")[: min(n, np.count_nonzero(counts))]
-    longer = encoder.prompted(n)
+    longer = encoder.cut_at(min(encoder.max_tokens + n, model_limit(model.config)))
     room = longer.max_tokens - backend.num_special_tokens_to_add(False)
     if room <= n:
         raise ConfigError(
@@ -71,7 +70,7 @@ def prompted(encoder: TextEncoder, ids: Sequence[Sequence[int]], n: int) -> Text
     table = model.get_input_embeddings().weight
     with torch.no_grad():
         table[rows:] = table[torch.from_numpy(np.resize(often, n)).to(table.device)]
-    model.config.prompt_tokens = getattr(model.config, "prompt_tokens", 0) + n
+    model.config.prompt_tokens = prompt_tokens(model.config) + n
     return longer
 
 
@@ -125,10 +124,19 @@ def _template(processor: dict[str, Any]) -> dict[str, Any]:
 def write_prompt(encoder: TextEncoder, folder: Path) -> None:
     """Write the tokenizer with its template into a folder that has its other files.
 
+    Where the folder states at which length a text is cut, that is raised by the prompt's.
+
     Raises:
         OSError: the folder cannot be written to.
     """
     write_tokenizer(folder, encoder.loaded[1])
+    config: Any = encoder.model.config
+    before = read_json(encoder.folder / "config.json").get("prompt_tokens", 0)
+    for name, key in (("tokenizer_config", "model_max_length"), _LENGTH):
+        stated = read_json(folder / f"{name}.json")
+        if stated.get(key):
+            longer = int(stated[key]) + prompt_tokens(config) - before
+            write_figures(folder, name, {**stated, key: min(longer, model_limit(config))})
     about = read_json(folder / "tokenizer_config.json")
     tokenizer = encoder.tokenizer
     marks = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}

@@ -24,6 +24,7 @@ from kgrank.encoders.folders import (
     FETCH,
     check_weights,
     fingerprint_of,
+    prompt_tokens,
     quiet_transformers,
     read_json,
 )
@@ -50,7 +51,6 @@ _MOST_TOKENS = 1 << 20  # where nothing states a limit
 _WINDOW_TEXTS = 8_192  # tokenised at a time, so that a million texts do not fill the memory
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 _ASKED = {"hidden_size", "max_position_embeddings", "pad_token_id"}  # of an encoder's config.json
-_PROMPT = "prompt_tokens"  # in it, of an encoder with a soft prompt
 _DECISIVE = (
     *("*.safetensors", "config.json", "modules.json", "1_Pooling/config.json", "*_Dense/*"),
     *("*token*.json", "vocab.*", "merges.txt", "*.model"),
@@ -246,10 +246,9 @@ class TextEncoder:
         vars(other)["loaded"] = (runtime, self.loaded[1])
         return other
 
-    def prompted(self, n: int) -> TextEncoder:
-        """This encoder as it reads with n tokens before every text, cut that much further on."""
-        limit = min(self.max_tokens + n, _positions(self.model.config))
-        other = replace(self, max_tokens=limit)
+    def cut_at(self, max_tokens: int) -> TextEncoder:
+        """This encoder, by which a text is cut at so many tokens; the fingerprint stays."""
+        other = replace(self, max_tokens=max_tokens)
         vars(other)["loaded"] = self.loaded
         return other
 
@@ -407,9 +406,7 @@ def _read_config(folder: Path) -> Any:
     """
     stated = read_json(folder / "config.json")
     if stated.keys() >= _ASKED and not stated.get("is_encoder_decoder"):
-        return SimpleNamespace(
-            **{name: stated[name] for name in _ASKED | stated.keys() & {_PROMPT}}
-        )
+        return SimpleNamespace(**stated)
 
     from transformers import AutoConfig
 
@@ -436,18 +433,20 @@ def _static_config(folder: Path) -> Any:
 
 
 def _token_limit(folder: Path, config: Any, asked: int | None) -> int:
-    """Where a text is cut: at the lowest limit that the folder states and that is asked for.
+    """Where a text is cut: at the lowest limit of those that the folder states and what is asked.
 
-    What is no limit of the model itself does not count a prompt.
+    The latter does not count a prompt.
     """
     stated = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     of_tokenizer = read_json(folder / "tokenizer_config.json").get("model_max_length")
-    limit = min(int(limit) for limit in [stated, of_tokenizer, asked, _MOST_TOKENS] if limit)
-    return min(limit + getattr(config, _PROMPT, 0), _positions(config))
+    limits = [stated, of_tokenizer, asked and asked + prompt_tokens(config), model_limit(config)]
+    return min(int(limit) for limit in limits if limit)
 
 
-def _positions(config: Any) -> int:
-    """Tokens that the model tells apart by their place, at most."""
-    positions = getattr(config, "max_position_embeddings", None) or _MOST_TOKENS
+def model_limit(config: Any) -> int:
+    """How many tokens the model tells apart by their place, as config.json states it."""
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    if positions <= 0:  # XLNet's are relative
+        return _MOST_TOKENS
     # RoBERTa and its kin count positions from the padding's number on.
     return int(positions) - (2 if config.pad_token_id == 1 else 0)

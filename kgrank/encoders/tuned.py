@@ -158,6 +158,8 @@ class TunedText(nn.Module):
             self.adapted = self.ranks.adapted
             return
         if method == "prompt":
+            if self.encoder.projection is not None:
+                self.encoder.projection.requires_grad_(False)
             rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
             tokens = TrainableTokensConfig(token_indices=list(range(rows - rank, rows)))
             self.adapted = TrainableTokensModel(model, tokens, "default")

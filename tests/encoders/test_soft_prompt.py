@@ -19,7 +19,6 @@ from transformers import AutoModel, AutoTokenizer
 from kgrank.encoders import compression, exporting
 from kgrank.encoders.compression import compress
 from kgrank.encoders.finetuning import Finetuned, FinetuneSettings, finetune
-from kgrank.encoders.folders import check_vocabulary
 from kgrank.encoders.soft_prompt import prompted, special_tokens
 from kgrank.encoders.static import token_vectors
 from kgrank.encoders.text import TextEncoder
@@ -96,6 +95,35 @@ def test_a_plain_reader_gives_the_same_vectors(learned: tuple[Path, Finetuned]) 
     assert not encoder.encode([" "]).any()
 
 
+def test_a_plain_reader_cuts_where_kgrank_does(tiny_folder: Path, tmp_path: Path) -> None:
+    """What the folder states, 8 tokens, becomes 11 by a prompt of three."""
+    start = Path(shutil.copytree(tiny_folder, tmp_path / "start"))
+    for name, stated in (
+        ("tokenizer_config", {"model_max_length": 8}),
+        ("sentence_bert_config", {"max_seq_length": 9}),
+    ):
+        path = start / f"{name}.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**before, **stated}))
+    tuned(start, tmp_path / "out", epochs=1)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    read = tokenizer("lamp " * 30, truncation=True)["input_ids"]
+    assert read == [2, 16, 17, 18, *[LAMP] * 6, 3]
+    assert TextEncoder.load(tmp_path / "out", "cpu").tokenise(["lamp " * 30])[0] == [read]
+    stated = json.loads((tmp_path / "out" / "sentence_bert_config.json").read_text())
+    assert stated["max_seq_length"] == 12
+
+
+def test_a_projection_stays_as_it_was(tiny_folder: Path, tmp_path: Path) -> None:
+    tuned(tiny_folder, tmp_path / "frozen", method="frozen", epochs=1)
+    done = tuned(tmp_path / "frozen", tmp_path / "out", epochs=1)
+    assert done.learned == 3 * 16
+    before, after = (
+        load_file(tmp_path / name / "2_Dense" / "model.safetensors") for name in ("frozen", "out")
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_a_class_that_makes_its_own_template_is_not_named(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -122,9 +150,24 @@ def test_no_text_is_read_as_the_prompt(learned: tuple[Path, Finetuned]) -> None:
     assert [place for place, token in enumerate(ids) if token >= WORDS] == [1, 2, 3]
     assert max(encoder.tokenizer.get_vocab().values()) < WORDS
     assert special_tokens(encoder) == {0, 1, 2, 3, 16, 17, 18}
-    encoder.tokenizer.add_tokens(["velvet"])  # takes the number of the prompt's first
-    with pytest.raises(ModelError, match="found token number 16 in the tokenizer and 16 entries"):
-        check_vocabulary(learned[0], encoder.tokenizer, encoder.model)
+
+
+def test_a_token_added_behind_a_prompt_is_refused(
+    learned: tuple[Path, Finetuned], tmp_path: Path
+) -> None:
+    """It would take the number of the prompt's first."""
+    folder = Path(shutil.copytree(learned[0], tmp_path / "more"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+    tokenizer.add_tokens(["velvet"])
+    tokenizer.save_pretrained(str(folder))
+    told = r"token number 16 .* 16 entries in the model, but for its prompt.* add it first"
+    with pytest.raises(ModelError, match=told):
+        TextEncoder.load(folder, "cpu")
+    model: Any = AutoModel.from_pretrained(str(folder))
+    model.resize_token_embeddings(len(tokenizer))  # which takes two rows of the prompt away
+    model.save_pretrained(str(folder))
+    with pytest.raises(ModelError, match=r"token number 16 .* 14 entries"):
+        TextEncoder.load(folder, "cpu")
 
 
 def test_a_text_keeps_its_length_where_the_model_has_room(
