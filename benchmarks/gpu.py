@@ -33,28 +33,27 @@ from kgrank.fusion.channels import DenseFeatures
 from kgrank.fusion.evidence import Evidence
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.learned import Learner, Start
-from kgrank.fusion.queries import all_allowed, new_only
-from kgrank.fusion.training import valid_queries
+from kgrank.fusion.training import new_first, protocol_of, valid_queries
 from kgrank.kg.gnn import LightEncoder
 from kgrank.kg.tables import read_tables
 from kgrank.loop import Trained
 from kgrank.serving.training import prepare
 
 CACHE = Path.home() / ".cache" / "kgrank" / "vectors"
-ORDERED = {"amazon-beauty", "amazon-industrial"}
 RIDGE = Ridge(100.0, 0.2, 3.0, 3.0)
 WIDTHS, WARM, STEPS, TOKENS, ASKED = (8, 64), 20, 60, 30_000, 6
 
 
-def channel(folder: Path, device: str) -> None:
+def channel(folder: Path, device: str) -> bool:
+    """Whether two trainings gave the same vectors to the bit."""
     config = Config.from_dict({"fit": {"refit": False}}, "gpu")
     tables = read_tables(folder).without_test_items(config.split)
     prepared = prepare(tables, config, CACHE)
     train = Evidence(prepared.histories.where(prepared.splits == 0), prepared.features)
     queries = valid_queries(prepared.histories, prepared.splits, config.fit)
-    asked = fresh if len(fresh := new_only(queries)) else all_allowed(queries)
+    asked = new_first(queries)
     start = Start(train.linear_moments().weights(RIDGE, neighbors=100), 0.8)
-    ordered = folder.name in ORDERED
+    ordered = protocol_of(prepared.histories, prepared.splits, config.fit) == "later"
 
     def trained(epochs: int) -> tuple[DenseFeatures, Trained]:
         settings = config.learn.model_copy(update={"epochs": epochs})
@@ -71,7 +70,6 @@ def channel(folder: Path, device: str) -> None:
     trained(1)  # kernels are loaded
     first = told("float32")
     again = told("float32 again")
-    print(f"the same to the bit: {torch.equal(first.values, again.values)}")
     torch.set_float32_matmul_precision("high")
     told("TF32")
     torch.set_float32_matmul_precision("highest")
@@ -80,6 +78,7 @@ def channel(folder: Path, device: str) -> None:
     told("compiled, with compiling")
     told("compiled")
     LightEncoder.shared = plain  # type: ignore[method-assign]
+    return torch.equal(first.values, again.values)
 
 
 def masked_words(
@@ -124,12 +123,13 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     print("| what | how | s | valid N@10 |\n|---|---|---|---|")
-    for name in given.sets:
-        channel(given.folder / name, given.device)
+    same = {name: channel(given.folder / name, given.device) for name in given.sets}
     for batch in (64, 512):
         masked_words("float32", nullcontext, batch, given.device)
         masked_words("bfloat16", lambda: half_precision(given.device), batch, given.device)
         masked_words("bfloat16, cuDNN's attention", cudnn, batch, given.device)
+    for name, of_set in same.items():
+        print(f"\n{name}: the second training gave {'the same' if of_set else 'other'} vectors")
 
 
 if __name__ == "__main__":

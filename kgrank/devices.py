@@ -32,7 +32,7 @@ def half_precision(device: str) -> Iterator[None]:
 
     Weights, and the gradients that come of it, stay float32. A CPU without bfloat16 units of its
     own would be a hundred times slower. cuDNN's attention is left out: it makes a plan for every
-    width of a batch, which takes longer than the batch.
+    width of a batch of texts, which takes longer than the batch.
     """
     if device != "cuda":
         yield
