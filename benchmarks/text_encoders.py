@@ -115,7 +115,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="changes")
     parser.add_argument("--no-learned", action="store_true", help="without the learned channel")
     parser.add_argument("--no-test", action="store_true", help="while settings are chosen")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="cpu", help="where all is trained"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "kgrank" / "vectors")
     given = parser.parse_args()

@@ -212,6 +212,11 @@ def test_smaller_forms_keep_the_prompt(
     ids = Tokenizer.from_file(str(tmp_path / "onnx" / "tokenizer.json")).encode("red").ids
     assert [ids] == encoder.tokenise(["red"])[0]
     assert json.loads((tmp_path / "onnx" / "config.json").read_text())["prompt_tokens"] == 3
+    backend = Tokenizer.from_file(str(tmp_path / "onnx" / "tokenizer.json"))
+    backend.add_tokens(["velvet"])
+    backend.save(str(tmp_path / "onnx" / "tokenizer.json"))
+    with pytest.raises(ModelError, match=r"found token number 16 .* but for its prompt"):
+        TextEncoder.load(tmp_path / "onnx", "cpu")
     smaller = TextEncoder.load(tmp_path / "layers", "cpu")
     assert smaller.tokenise(TITLES) == encoder.tokenise(TITLES)
     # A static table's tokens are read behind the prompt, and then its texts without it.

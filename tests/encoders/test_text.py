@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer, T5Config, T5Model
 from transformers.utils import logging as transformers_logging
 
 from kgrank.encoders import text as module
-from kgrank.encoders.text import TextEncoder, TextSettings, item_texts
+from kgrank.encoders.text import TextEncoder, TextSettings, item_texts, model_limit
 from kgrank.errors import ConfigError, ModelError
 
 needs_minilm = pytest.mark.skipif(
@@ -205,6 +206,13 @@ def test_the_lowest_limit_binds(copied: Path, asked: int | None, stated: int, li
     with Tokens(encoder) as computed:
         encoder.encode([LONG])
     assert computed.shapes == [(1, limit)]
+
+
+def test_places_that_are_relative_are_no_limit() -> None:
+    """XLNet states −1; RoBERTa counts its places from the number after the padding's."""
+    assert model_limit(SimpleNamespace(max_position_embeddings=-1, pad_token_id=5)) == 1 << 20
+    assert model_limit(SimpleNamespace(max_position_embeddings=514, pad_token_id=1)) == 512
+    assert model_limit(SimpleNamespace(max_position_embeddings=512, pad_token_id=0)) == 512
 
 
 # What is loaded, and how
