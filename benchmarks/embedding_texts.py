@@ -9,9 +9,9 @@ many tokens, padding included, in the order given. Both are told in texts a seco
 that the model computed, padding included; the vectors must be the same.
 
 Memory: so many made-up titles of six words (seeded) are embedded through the cache, in a process
-of its own, by a table of MiniLM's tokens with as many numbers (384), since MiniLM itself would
-take hours. Printed is by how much the process's peak exceeds what it held before, with the encoder
-loaded and the titles there. What a transformer needs for one batch comes on top, and does not grow.
+of its own, by MiniLM's first layer, since the whole of it would take hours; its batches are as
+large and its vectors as long. Printed is by how much the process's peak exceeds what it held
+before, with the encoder loaded and the titles there.
 """
 
 from __future__ import annotations
@@ -91,17 +91,17 @@ def rates(folder: Path, most: int) -> dict[str, Any]:
 def memory(n_titles: int) -> dict[str, Any]:
     """Peak of a process that embeds so many titles, beyond what it held before."""
     with tempfile.TemporaryDirectory() as scratch:
-        table = Path(scratch) / "table"
-        table.mkdir()
-        compress("minilm", table, "static", CompressSettings(dim=384))
-        words = [sys.executable, __file__, "--child", str(n_titles), str(table), scratch]
+        model = Path(scratch) / "model"
+        model.mkdir()
+        compress("minilm", model, "layers", CompressSettings(layers=1, keep="first"))
+        words = [sys.executable, __file__, "--child", str(n_titles), str(model), scratch]
         done = subprocess.run(words, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def child(n_titles: int, table: Path, scratch: Path) -> None:
-    encoder = TextEncoder.load(table)
+def child(n_titles: int, model: Path, scratch: Path) -> None:
+    encoder = TextEncoder.load(model, "cpu")
     vocabulary = [word for word in encoder.loaded[1].get_vocab() if word.isalpha()]
     rng = np.random.default_rng(0)
     titles = [
