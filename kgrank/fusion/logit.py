@@ -90,7 +90,7 @@ def _log_totals(
     """
     n = len(ranking.scores)
     steps = len(vector) - 3 * n - 3  # of the curve; −1 without one
-    of_trend, of_cold = np.float32(vector[3 * n]), np.float32(vector[3 * n + 1])
+    by_trend, lift = np.float32(vector[3 * n]), np.float32(vector[3 * n + 1])
     total = 0.0
     for query in range(first, last):
         if ranking.relevant_starts[query] == ranking.relevant_starts[query + 1]:
@@ -99,25 +99,24 @@ def _log_totals(
         length = end - start
         popularity, trend = ranking.popularity[start:end], ranking.trend[start:end]
         cold = ranking.cold[start:end]
+        new, warm = np.empty(length, np.float32), np.empty(length, np.float32)  # 0 or 1
         fused = np.empty(length, np.float32)
-        warm, new = np.empty(length, np.float32), np.empty(length, np.float32)
         for i in range(length):
             new[i] = np.float32(1.0) if cold[i] else np.float32(0.0)
             warm[i] = np.float32(1.0) - new[i]
-            fused[i] = of_trend * warm[i] * trend[i] + of_cold * new[i]
+            fused[i] = by_trend * warm[i] * trend[i] + lift * new[i]
         if steps > 0:
             for i in range(length):
-                place = popularity[i] * steps
-                step = min(int(place), steps - 1)
-                part = place - step
+                step = min(int(popularity[i] * steps), steps - 1)
+                part = popularity[i] * steps - step
                 at = 3 * n + 2 + step
                 fused[i] += warm[i] * (vector[at] * (1.0 - part) + vector[at + 1] * part)
         for channel in range(n):
             scores = ranking.scores[channel, start:end]
-            at_0, of_new = np.float32(vector[channel]), np.float32(vector[2 * n + channel])
+            low, gate_new = np.float32(vector[channel]), np.float32(vector[2 * n + channel])
             slope = np.float32(vector[n + channel] - vector[channel])
             for i in range(length):
-                gate = warm[i] * (at_0 + slope * popularity[i]) + of_new * new[i]
+                gate = warm[i] * (low + slope * popularity[i]) + new[i] * gate_new
                 fused[i] += gate * scores[i]
         highest = fused.max()
         mass = 0.0
@@ -125,32 +124,31 @@ def _log_totals(
             fused[i] = np.exp(fused[i] - highest)
             mass += fused[i]
         total += highest + np.log(mass)
-        per = np.float32(1.0 / mass)
-        for i in range(length):
-            new[i] *= fused[i] * per
-            warm[i] *= fused[i] * per
+        scale = np.float32(1.0 / mass)
+        for i in range(length):  # from here on the probabilities of new and of warm candidates
+            new[i] *= fused[i] * scale
+            warm[i] *= fused[i] * scale
         for channel in range(n):
             scores = ranking.scores[channel, start:end]
-            low, high, fresh = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+            all_warm, popular, all_new = np.float32(0.0), np.float32(0.0), np.float32(0.0)
             for i in range(length):
                 known = warm[i] * scores[i]
-                low += known
-                high += known * popularity[i]
-                fresh += new[i] * scores[i]
-            gradient[channel] += low - high
-            gradient[n + channel] += high
-            gradient[2 * n + channel] += fresh
-        of_warm, of_new = np.float32(0.0), np.float32(0.0)
+                all_warm += known
+                popular += known * popularity[i]
+                all_new += new[i] * scores[i]
+            gradient[channel] += all_warm - popular
+            gradient[n + channel] += popular
+            gradient[2 * n + channel] += all_new
+        trendy, share_new = np.float32(0.0), np.float32(0.0)
         for i in range(length):
-            of_warm += warm[i] * trend[i]
-            of_new += new[i]
-        gradient[3 * n] += of_warm
-        gradient[3 * n + 1] += of_new
+            trendy += warm[i] * trend[i]
+            share_new += new[i]
+        gradient[3 * n] += trendy
+        gradient[3 * n + 1] += share_new
         if steps > 0:
             for i in range(length):
-                place = popularity[i] * steps
-                step = min(int(place), steps - 1)
-                part = place - step
+                step = min(int(popularity[i] * steps), steps - 1)
+                part = popularity[i] * steps - step
                 at = 3 * n + 2 + step
                 gradient[at] += warm[i] * (1.0 - part)
                 gradient[at + 1] += warm[i] * part
