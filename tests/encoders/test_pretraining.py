@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -226,6 +229,36 @@ def test_the_same_texts_give_the_same_vocabulary() -> None:
     texts = [f"{text} {word}" for text in LANGUAGE for word in ("camping", "cooking", "climbing")]
     learned = [learn_wordpiece(texts, 120, 24).get_vocab() for _ in range(4)]
     assert all(other == learned[0] for other in learned)
+
+
+MANY_CHARACTERS = """
+from kgrank.encoders.vocabulary import learn_wordpiece
+rare = "".join(chr(0x4E00 + number) for number in range(200))
+vocabulary = learn_wordpiece(["red lamps, red lamp"] * 9 + [rare], 100, 24).get_vocab()
+print(*(f"{number} {piece}" for number, piece in sorted((n, p) for p, n in vocabulary.items())))
+"""
+
+
+def test_more_characters_than_fit_give_every_process_the_same_vocabulary() -> None:
+    """Of 200 that are met once those of the lowest code points stay: 50 pieces are characters."""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", MANY_CHARACTERS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    ]
+    assert said[0] == said[1] == said[2]
+    pieces = said[0].split()[1::2]
+    single = [piece for piece in pieces if len(piece.removeprefix("##")) == 1]
+    chinese = [piece for piece in single if piece >= "\u4e00"]
+    assert len(single) == 50
+    # a d e l m p r s and the comma; within words a d e m p s too
+    assert chinese == [chr(0x4E00 + number) for number in range(35)]
+    assert {"lamp", "red"} <= set(pieces)
 
 
 # What is learned
