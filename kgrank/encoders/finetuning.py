@@ -206,7 +206,8 @@ def finetune(
         device: "cpu", "cuda" or "auto".
         translate: says texts in other words, such as by translation there and back; half the time
             the encoder learns from those. It must give the same for the same texts.
-        resume: go on from the checkpoint, if there is one of this very training.
+        resume: go on from the checkpoint, if there is one of this very training; if it is of
+            another, begin anew and say so (a warning is logged).
         sinks: where figures go.
         progress: told of each stage.
 

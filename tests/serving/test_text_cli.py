@@ -1,6 +1,8 @@
 """The verbs of the text encoder: an encoder of a shop's own text, from tables to a folder."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from kgrank.encoders import pretraining
 from kgrank.encoders.text import TextEncoder
+from kgrank.loop import Loop
 from kgrank.serving.cli import app
 
 SMALL = ("--set", "pretrain.width=64", "--set", "pretrain.layers=1", "--set", "pretrain.batch=4")
@@ -54,6 +57,31 @@ def test_an_encoder_is_made_of_a_shops_titles(tiny_shop: Path, tmp_path: Path) -
     assert shown.exit_code == 0
     assert f"kgrank train {tiny_shop} --set text.model={tmp_path / 'b'}" in shown.stdout
     assert "perplexity" in shown.stdout
+
+
+def test_a_checkpoint_of_other_settings_does_not_vanish_without_a_word(
+    tiny_shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*("pretrain", tiny_shop, "--out", tmp_path / "out"), *("--from", "scratch"), *SMALL]
+    saved = Loop._save
+
+    def fall(loop: Loop[Any]) -> None:  # when the first checkpoint is written
+        saved(loop)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "_save", fall)
+    assert run(*words).exit_code == 130
+    (checkpoint,) = (tmp_path / ".out.training").iterdir()
+    words += ["--set", "pretrain.rate=0.002", "--epochs", 1, "--resume"]
+    result = subprocess.run(
+        [sys.executable, "-m", "kgrank", *map(str, words)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    told = f"{checkpoint}: found the checkpoint of another training (with other data or settings)"
+    assert result.stderr.count(f"{told}; pretraining begins anew and replaces it\n") == 1
 
 
 def test_reviews_are_read_where_they_are_named_but_not_those_of_test(
