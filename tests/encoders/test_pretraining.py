@@ -125,6 +125,48 @@ def test_all_tokens_of_a_word_are_masked_or_none() -> None:
     assert plain.tokens.tolist() == [[2, 4, 4, 4, 4, 4, 3], [2, 4, 4, 3, 0, 0, 0]]
 
 
+def spaceless() -> PreTrainedTokenizerFast:
+    """A tokenizer of SentencePiece's kind, to which a run without spaces is one word."""
+    pieces = ["▁", "手机", "红色", "充电", "器", "壳", "usb", "▁usb", "的", "s", "▁red"]
+    entries = [(mark, 0.0) for mark in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")]
+    tokenizer = Tokenizer(models.Unigram([*entries, *((p, -3.0) for p in pieces)], unk_id=3))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"unk": "<unk>", "pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{f"{name}_token": entry for name, entry in names.items()}
+    )
+
+
+def test_chinese_is_masked_by_tokens_where_spaces_make_words() -> None:
+    """ "红色手机壳的usbs充电器 usbs" is ▁ 红色 手机 壳 的 usb s 充电 器 ▁usb s between marks."""
+    tokenizer = spaceless()
+    pieces = cut_texts(tokenizer, ["红色手机壳的usbs充电器 usbs", "red usbs"], 16)
+    first, second = np.split(pieces.words, pieces.starts[1:2])
+    assert first.tolist() == [-1, 0, 0, 1, 2, 3, 4, 4, 5, 6, 7, 7, -1]
+    assert second.tolist() == [-1, 0, 1, 1, -1]
+    rng = np.random.default_rng(0)
+    texts = [
+        "".join(rng.choice(["手机", "红色", "充电", "器", "壳", "的"], 20)) for _ in range(200)
+    ]
+    pieces = cut_texts(tokenizer, texts, 32)
+    masked = mask_words(pieces, np.arange(200), Marks.of(tokenizer), 0.15, rng)
+    shares = (masked.wanted >= 0).sum(axis=1) / (masked.real.sum(axis=1) - 2)
+    assert shares.max() < 0.2
+    assert shares.mean() == pytest.approx(0.15, abs=0.02)
+
+
+def test_bytes_of_one_chinese_character_are_masked_together() -> None:
+    """Each of two characters is three bytes, and each byte a token."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert cut_texts(tokenizer, ["手机ab"], 16).words.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize(
     "kind", ["Bert", "Roberta", "DistilBert", "MPNet", "Electra", "ModernBert"]
 )
