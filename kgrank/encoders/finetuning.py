@@ -122,6 +122,11 @@ class FinetuneSettings(Section):
             raise ValueError(f"{found}; allowed: the lowest rating, then a higher one")
         return self
 
+    def event_columns(self) -> dict[str, list[str]]:
+        """Setting → the columns of events that it names."""
+        named = {"finetune.event_field": self.event_field, "finetune.label": self.label}
+        return {setting: [name] if name else [] for setting, name in named.items()}
+
     def learn(self) -> LearnSettings:
         """What the training loop is told."""
         return LearnSettings(

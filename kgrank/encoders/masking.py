@@ -128,7 +128,8 @@ def _parted(
     first, end = offsets.T
     holds = chinese[end] > chinese[first]
     apart = (words[1:] == words[:-1]) & (first[1:] >= end[:-1]) & (holds[1:] | holds[:-1])
-    return words + np.r_[0, np.cumsum(apart)]
+    further = np.cumsum(apart, dtype=np.int64)
+    return np.concatenate([words[:1], words[1:] + further])
 
 
 @dataclass(frozen=True, eq=False)

@@ -329,7 +329,7 @@ def test_what_cannot_be_fine_tuned_is_told(
         columns=["user_id", "item_id", "timestamp"],
     ).assign(event="purchase", split=["train", "train", "valid"] * 10)
     refused(DataError, "no product to draw on valid that the user", {"purchase": 1.0}, alike)
-    outside = r"column 'value' \(and \d+ more rows\): found the rating 5; allowed: 1 to 4"
+    outside = r"column 'value' \(and \d+ more rows\): found the rating 5 \(of .*\); allowed: 1 to 4"
     refused(DataError, outside, {"rating": 1.0}, scale=(1.0, 4.0))
     same = EVENTS.assign(value=4.0)
     refused(DataError, "found 4 alone in train; allowed: two", {"rating": 1.0}, same)

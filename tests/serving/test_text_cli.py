@@ -1,6 +1,7 @@
 """The verbs of the text encoder: an encoder of a shop's own text, from tables to a folder."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,47 @@ def test_what_is_wrong_is_told_once(
     assert result.exit_code == status
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def rated_shop(tiny_shop: Path, tmp_path: Path) -> Path:
+    """The tiny shop with ratings, two of them off the scale; the file runs backwards in time."""
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    events = pd.read_csv(tiny_shop / "events.csv").iloc[::-1]
+    events = events.assign(value=3.0, mood="glad", words="so")
+    bought = events.index[(events["event"] == "purchase") & (events["split"] != "test")]
+    events.loc[bought[[1, 3]], "value"] = 9.0
+    events.to_csv(shop / "events.csv", index=False)
+    shutil.copy(tiny_shop / "items.csv", shop)
+    return shop
+
+
+def test_what_is_wrong_with_labels_is_found_in_the_file(rated_shop: Path, tmp_path: Path) -> None:
+    words = ("finetune", rated_shop, "--out", tmp_path / "out", "--task")
+    off = run(*words, "rating", "--set", 'tasks.rating=["purchase"]')
+    assert off.exit_code == 1
+    events = pd.read_csv(rated_shop / "events.csv")
+    wrong = events[events["value"] == 9.0].iloc[0]
+    assert (
+        f"events, row {wrong.name + 1}, column 'value' (and 1 more rows): found the rating 9 "
+        f"(of user '{wrong.user_id}' for item '{wrong.item_id}'); allowed: 1 to 5"
+    ) in off.stderr
+    for verb, setting in (
+        (("finetune", "--task", "sentiment"), "finetune.event_field"),
+        (("finetune", "--task", "sentiment"), "finetune.label"),
+        (("tune", "--task", "next", "--space", "finetune.rate=0.1,0.2"), "finetune.label"),
+        (("pretrain",), "pretrain.event_fields"),
+    ):
+        value = '["reviews"]' if verb[0] == "pretrain" else "reviews"
+        said = ("--out", tmp_path / "out", "--set", f"{setting}={value}")
+        result = run(verb[0], rated_shop, *verb[1:], *said)
+        assert result.exit_code == 1
+        assert f"{setting}: found 'reviews'; allowed: the columns of events, user_id" in (
+            result.stderr
+        )
+        assert "mood, words. Name one of them, or add the column." in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_encoder_learns_from_a_shops_events(tiny_shop: Path, tmp_path: Path) -> None:
