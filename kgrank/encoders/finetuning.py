@@ -156,6 +156,8 @@ class Finetuned:
         best_epoch: after which the weights stood that are kept, from 1.
         texts: distinct texts that were read.
         cut: of them, those longer than was read.
+        unjudged: sentiment that train does not hold → rows of valid that have it, which are not in
+            the metrics.
         learned: numbers that moved.
         seconds: of this run's training; what was done before a resume is not in it.
     """
@@ -171,6 +173,7 @@ class Finetuned:
     best_epoch: int
     texts: int
     cut: int
+    unjudged: dict[str, int]
     learned: int
     seconds: float
 
@@ -219,8 +222,8 @@ def finetune(
     Raises:
         ConfigError: `out` is there already; a task or column is unknown; peft is missing; a prompt
             leaves no room for a text.
-        DataError: there are no events of a task's kind, a label is not allowed, or all are of one
-            class.
+        DataError: there are no events of a task's kind, a label is not allowed, all are of one
+            class, or those of valid are of none that train holds.
         ModelError: the start is no encoder, its tokenizer has more entries than the model, or knows
             none of the words, or takes no prompt; training diverges; the checkpoint is damaged.
         OSError: the folder cannot be written.
@@ -303,6 +306,7 @@ def finetune(
         best_epoch=trained.best_epoch,
         texts=len(texts),
         cut=sum(model.cut),
+        unjudged=examples.unjudged,
         learned=sum(p.numel() for p in task.module.parameters() if p.requires_grad),
         seconds=trained.seconds,
     )

@@ -164,6 +164,9 @@ def finetune(
     ]
     print_table(("task", "metric on valid", "before", "after"), rows, "The encoder alone")
     print_table(("epoch", "score on valid"), list(enumerate(done.score)))
+    if done.unjudged:
+        rows = ", ".join(f"{count} of {name}" for name, count in done.unjudged.items())
+        typer.echo(f"Valid rows of classes that train does not hold are not judged: {rows}.")
     _tell_use(source, done.folder, done.best_epoch)
 
 

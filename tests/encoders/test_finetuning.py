@@ -234,6 +234,30 @@ def test_heads_say_again_what_they_learned(learned: Learned) -> None:
     assert TextEncoder.load(learned.folder, device="cpu").dim == 64
 
 
+def test_classes_that_train_lacks_are_not_judged_and_are_told(start: Path, tmp_path: Path) -> None:
+    """Of the moods alas, bad and good the first is on valid alone."""
+    events = EVENTS.assign(mood=np.where(EVENTS["value"] > 2, "good", "bad"))
+    on_valid = (events["split"] == "valid") & (events["event"] == "rating")
+    places = np.flatnonzero(on_valid)
+    events.loc[places[:7], "mood"] = "alas"
+    settings = SETTINGS.model_copy(update={"epochs": 1, "event_field": "review", "label": "mood"})
+    out, words = tmp_path / "out", {"tasks": {"sentiment": 1.0}, "start": start, "device": "cpu"}
+    done = finetune(ITEMS, events, out, settings, **words)
+    others = int((events.loc[events["split"] == "valid", "mood"] == "alas").sum())
+    assert done.unjudged == {"alas": others}
+    assert Predictor.load(out).classes == ("bad", "good")
+    left = events[~((events["split"] == "valid") & (events["mood"] == "alas"))]
+    same = finetune(ITEMS, left, tmp_path / "same", settings, **words)
+    assert (same.unjudged, same.after) == ({}, done.after)
+    events.loc[events["split"] == "valid", "mood"] = "new"
+    found = (
+        "events, column 'mood': found new on valid and bad, good in train; allowed: classes on "
+        "valid that train holds too"
+    )
+    with pytest.raises(DataError, match=found):
+        finetune(ITEMS, events, tmp_path / "none", settings, **words)
+
+
 # Whatever happens on the way
 
 

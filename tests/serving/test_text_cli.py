@@ -192,6 +192,23 @@ def test_an_encoder_learns_from_a_shops_events(tiny_shop: Path, tmp_path: Path) 
     assert trained.exit_code == 0, trained.output
 
 
+def test_classes_that_train_lacks_are_told(rated_shop: Path, tmp_path: Path) -> None:
+    events = pd.read_csv(rated_shop / "events.csv")
+    events["mood"] = ["glad", "sad"] * (len(events) // 2) + ["sad"] * (len(events) % 2)
+    valid = events.index[events["split"] == "valid"]
+    events.loc[valid[:2], "mood"] = "odd"
+    events.to_csv(rated_shop / "events.csv", index=False)
+    start, out = tmp_path / "start", tmp_path / "out"
+    assert run("pretrain", rated_shop, "--out", start, "--from", "scratch", *SMALL).exit_code == 0
+    words = ("--set", "finetune.event_field=words", "--set", "finetune.label=mood")
+    told = ("finetune", rated_shop, "--from", start, "--out", out, "--epochs", 1)
+    result = run(*told, "--task", "sentiment", *words)
+    assert result.exit_code == 0, result.output
+    assert "Valid rows of classes that train does not hold are not judged: 2 of odd." in (
+        result.stdout
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
