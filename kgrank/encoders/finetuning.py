@@ -205,8 +205,9 @@ def finetune(
         events: as in `Tables.events`, with a split and the columns that the settings name.
         out: a new folder. The checkpoint lies beside it while the training lasts.
         settings: the `[finetune]` section; its defaults if None.
-        tasks: task → weight, of "next", "click", "purchase", "rating", "sentiment". The first one
-            says how long an epoch is.
+        tasks: task → weight, of "next", "click", "purchase", "rating", "sentiment". An
+            epoch is a pass over the one that weighs most (of equal ones, over that with the most
+            batches), and holds of the others as many batches as they weigh beside it.
         kinds: "click", "purchase" and "rating" → the kinds of events that are so, for tasks other
             than "next".
         text: the `[text]` section, for the text of products and how their vectors are whitened.

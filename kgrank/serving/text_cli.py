@@ -115,7 +115,7 @@ def finetune(
         list[str],
         typer.Option(
             metavar="next|click|purchase|rating|sentiment[=WEIGHT]",
-            help="What is learned; may be repeated.",
+            help="What is learned, with its share of an epoch; may be repeated.",
         ),
     ],
     start: Annotated[
@@ -165,8 +165,8 @@ def finetune(
     print_table(("task", "metric on valid", "before", "after"), rows, "The encoder alone")
     print_table(("epoch", "score on valid"), list(enumerate(done.score)))
     if done.unjudged:
-        rows = ", ".join(f"{count} of {name}" for name, count in done.unjudged.items())
-        typer.echo(f"Valid rows of classes that train does not hold are not judged: {rows}.")
+        left = ", ".join(f"{count} of {name}" for name, count in done.unjudged.items())
+        typer.echo(f"Valid rows of classes that train does not hold are not judged: {left}.")
     _tell_use(source, done.folder, done.best_epoch)
 
 
