@@ -5,7 +5,7 @@ comes out is a folder that `TextEncoder.load` takes, with the numbers of the tra
 
     config.json, model.safetensors, the tokenizer's files, how token vectors are pooled
     pretraining.json    settings, counts, perplexity before and after each epoch
-    pretraining.svg     perplexity as a drawing, where matplotlib is installed
+    pretraining.svg     perplexity as a drawing
 """
 
 from __future__ import annotations

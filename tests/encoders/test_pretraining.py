@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from kgrank.encoders.corpus import shop_texts, split_texts
+from kgrank.encoders.folders import draw_epochs
 from kgrank.encoders.masking import Marks, MaskedModel, MaskedWordTask, cut_texts, mask_words
 from kgrank.encoders.pretraining import Pretrained, PretrainSettings, pretrain
 from kgrank.encoders.text import TextEncoder
@@ -416,14 +418,33 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_matplotlib_there_are_the_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kgrank.encoders.folders.find_spec", lambda name: None)
-    settings = SETTINGS.model_copy(update={"epochs": 1})
-    pretrain(LANGUAGE[:40], tmp_path / "out", settings, start="scratch", device="cpu")
-    assert (tmp_path / "out" / "pretraining.json").is_file()
-    assert not (tmp_path / "out" / "pretraining.svg").exists()
+def test_perplexity_is_drawn_with_nothing_else_installed(tmp_path: Path) -> None:
+    """From 300 over 150 to 0: levels 0, 100, 200 and 300 stand between the heights 300 and 44."""
+    path = tmp_path / "drawing.svg"
+    draw_epochs(path, [300.0, 150.0, 0.0], "perplexity", "Words <held out>")
+    drawing = ElementTree.parse(path).getroot()
+    names = {"svg": "http://www.w3.org/2000/svg"}
+    line = drawing.find("svg:polyline", names)
+    assert line is not None
+    assert line.get("points") == "70.0,44.0 325.0,172.0 580.0,300.0"
+    texts = [text.text for text in drawing.iterfind("svg:text", names)]
+    assert texts == [
+        *("Words <held out>", "epochs", "perplexity"),
+        *("0", "100", "200", "300"),
+        *("0", "1", "2"),
+    ]
+    assert len(drawing.findall("svg:circle", names)) == 3
+
+
+@pytest.mark.parametrize("highest", [0.0, 0.0301, 1.0, 1.01, 9.99, 12.0, 20.0, 51.0, 1e5])
+def test_a_drawing_has_a_few_levels_that_hold_all(highest: float, tmp_path: Path) -> None:
+    path = tmp_path / "drawing.svg"
+    draw_epochs(path, [highest] * 40, "perplexity", "title")
+    texts = [text.text for text in ElementTree.parse(path).iter() if text.get("text-anchor")]
+    levels = [float(str(text)) for text in texts[3:-14]]
+    assert 2 <= len(levels) <= 7
+    assert levels[-1] >= highest
+    assert texts[-14:] == [str(3 * n) for n in range(14)]
 
 
 # What is refused
