@@ -31,7 +31,7 @@ from kgrank.encoders.folders import (
 from kgrank.encoders.pooling import write_projection
 from kgrank.encoders.soft_prompt import write_prompt
 from kgrank.encoders.text import TextEncoder, TextSettings, item_texts
-from kgrank.errors import ConfigError
+from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.files import check_new, new_folder
 from kgrank.progress import Progress, silent
 from kgrank.settings import LearnSettings, Section
@@ -222,15 +222,16 @@ def finetune(
 
     Raises:
         ConfigError: `out` is there already; a task or column is unknown; peft is missing; a prompt
-            leaves no room for a text.
-        DataError: there are no events of a task's kind, a label is not allowed, all are of one
-            class, or those of valid are of none that train holds.
+            leaves no room for a text; `translate` gives no list of as many texts.
+        DataError: events have no split; there are none of a task's kind, a label is not allowed,
+            all are of one class, or those of valid are of none that train holds.
         ModelError: the start is no encoder, its tokenizer has more entries than the model, or knows
             none of the words, or takes no prompt; training diverges; the checkpoint is damaged.
         OSError: the folder cannot be written.
     """
     import torch
 
+    from kgrank.encoders.augmenting import in_other_words
     from kgrank.encoders.examples import Catalogue
     from kgrank.encoders.finetuning_tasks import objectives_of, read_examples
     from kgrank.encoders.objectives import Mixture
@@ -244,6 +245,9 @@ def finetune(
     )
     named, out = str(out), check_new(out)
     _check_tasks(tasks)
+    if "split" not in events:
+        mend = "Say of each event which it is, as `Tables.with_split` does."
+        raise DataError([Fault("events", None, "split", "none", "train, valid or test", mend)])
     progress("texts", 0, 1)
     seen = events[events["split"] != "test"]
     catalogue = Catalogue.of(item_texts(items, text))
@@ -252,14 +256,7 @@ def finetune(
     encoder = TextEncoder.load(start, at, settings.max_tokens)
     check_vocabulary(encoder.folder, encoder.tokenizer.get_vocab(), encoder.model.config)
     texts = tuple(dict.fromkeys([*catalogue.texts, *examples.texts()]))
-    other = None
-    if translate is not None:
-        other = translate(list(texts))
-        if len(other) != len(texts):
-            raise ConfigError(
-                f"translate: found {len(other)} texts for {len(texts)}; allowed: one for each. "
-                "Correct the function."
-            )
+    other = None if translate is None else in_other_words(translate, texts)
     model = TunedText(
         encoder,
         texts,

@@ -229,6 +229,9 @@ def test_heads_say_again_what_they_learned(learned: Learned) -> None:
     outdoors = [TITLES[n] for n in (0, 1, 2)]
     chance = predictor.pairs("purchase", [outdoors] * 32, TITLES)
     assert chance[3:16].mean() > chance[16:].mean() + 0.1
+    for task in ("conversion", "rating"):
+        with pytest.raises(ModelError, match=f"task: found '{task}'; allowed: click or purchase"):
+            predictor.pairs(task, [["lamp"]], ["rope"])
     with pytest.raises(ModelError, match=r"no head for 'click'; allowed: .*purchase, rating"):
         predictor.pairs("click", [outdoors], TITLES[:1])
     assert TextEncoder.load(learned.folder, device="cpu").dim == 64
@@ -306,6 +309,10 @@ def test_texts_in_other_words_are_learned_from(start: Path, tmp_path: Path) -> N
     assert other.score[1] != plain.score[1]
     with pytest.raises(ConfigError, match="translate: found 1 texts for 32"):
         tuned(start, tmp_path / "c", translate=lambda texts: texts[:1])
+    with pytest.raises(ConfigError, match="translate: found NoneType; allowed: a list of texts"):
+        tuned(start, tmp_path / "c", translate=lambda texts: None)
+    with pytest.raises(ConfigError, match="translate: found NoneType among its texts"):
+        tuned(start, tmp_path / "c", translate=lambda texts: [None, *texts[1:]])
     with pytest.raises(ConfigError, match="found 'frozen' and texts that are to be changed"):
         tuned(start, tmp_path / "c", method="frozen", masked=0.1)
 
@@ -344,6 +351,8 @@ def test_what_cannot_be_fine_tuned_is_told(
     refused(ConfigError, "task: found none", {})
     none = r"none of train for the task click \(kinds there are: purchase, rating\)"
     refused(DataError, none, {"click": 1.0})
+    unsplit = "events, column 'split': found none; allowed: train, valid or test"
+    refused(DataError, unsplit, {"next": 1.0}, EVENTS.drop(columns="split"))
     train_only = EVENTS[EVENTS["split"] == "train"]
     refused(DataError, "none of valid for the task next", {"next": 1.0}, train_only)
     refused(ConfigError, "event_field: found 'words'", {"rating": 1.0}, event_field="words")
