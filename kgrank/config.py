@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kgrank.encoders.compression import CompressSettings
@@ -13,7 +14,7 @@ from kgrank.encoders.images import ImageSettings
 from kgrank.encoders.pretraining import PretrainSettings
 from kgrank.encoders.text import TextSettings
 from kgrank.encoders.tfidf import TfidfSettings
-from kgrank.errors import ConfigError
+from kgrank.errors import ROW, ConfigError
 from kgrank.fusion.settings import FitSettings, TaskSettings
 from kgrank.kg.bolt import is_server
 from kgrank.kg.building import GraphSettings
@@ -22,6 +23,8 @@ from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import Tables, TablesSettings, read_tables
 from kgrank.settings import LearnSettings, RulesSettings, Section, WordingSettings
 from kgrank.spaces import TuneSettings
+
+_NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 class Config(Section):
@@ -92,21 +95,35 @@ def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Con
     return Config.from_dict(values, "--set")
 
 
-def read_source(source: str | Path, config: Config, event_columns: Sequence[str] = ()) -> Tables:
+def read_source(
+    source: str | Path, config: Config, event_columns: Mapping[str, Sequence[str]] = _NOTHING
+) -> Tables:
     """The tables that `source` holds, or that the graph server of `[neo4j]` is read as.
 
     Args:
         source: a folder of tables, a kgrank.toml, or the address of a graph server.
         config: what `read_config` made of it.
-        event_columns: as for `read_tables`.
+        event_columns: setting → the further columns of events that it names, such as a review. They
+            are kept, and with them `kgrank.errors.ROW`, where there are any settings.
 
     Raises:
-        DataError, ConfigError: as `read_tables`.
+        DataError, ConfigError: as `read_tables`; or such a column is not there.
         StoreError: the server cannot be reached or refuses.
     """
+    named = [(setting, name) for setting, names in event_columns.items() for name in names]
+    columns = [*(name for _, name in named), ROW] if event_columns else []
     if config.neo4j.uri is not None:
-        return read_server_tables(config.neo4j, event_columns)
-    return read_tables(source, config.tables, event_columns)
+        tables = read_server_tables(config.neo4j, columns)
+    else:
+        tables = read_tables(source, config.tables, columns)
+    for setting, name in named:
+        if name not in tables.events:
+            there = [str(column) for column in tables.events if column != ROW]
+            raise ConfigError(
+                f"{setting}: found {name!r}; allowed: the columns of events, "
+                f"{', '.join([*there, *tables.unread])}. Name one of them, or add the column."
+            )
+    return tables
 
 
 def _toml(source: str | Path | None) -> Path | None:

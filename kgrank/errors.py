@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+ROW = "#row"  # a column of events: each one's data row in the file, for messages
+
 
 class KgrankError(Exception):
     """The root of every error that kgrank raises on purpose."""

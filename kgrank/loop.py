@@ -11,6 +11,7 @@ gradients are summed, so that more processes compute the same step faster.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -35,6 +36,7 @@ Batch = TypeVar("Batch")
 
 _CHECKPOINT = "checkpoint.safetensors"
 _LOWEST_RATE = 0.02  # of the highest, at the end of the schedule
+_log = logging.getLogger(__name__)
 
 
 class Task(Protocol[Batch]):
@@ -104,8 +106,11 @@ class Loop(Generic[Batch]):
         settings: the `[learn]` section.
         name: of the task, in messages and figures.
         folder: where the checkpoint is kept; none is written if None. It is removed at the end.
-        resume: go on from the checkpoint in `folder`, if there is one that fits.
-        identity: what else must be the same for a checkpoint to fit (data, settings).
+        resume: go on from the checkpoint in `folder`, if there is one of this very training. One
+            of another training, such as of yesterday's data, is not gone on from: a warning is
+            logged, the training begins anew, and its own checkpoints take the place of that one.
+        identity: what else must be the same for a checkpoint to be of this training (data,
+            settings).
         sinks: where figures go; each step's loss and rate, and each epoch's mean loss, result on
             valid and seconds since the start.
         report: told of progress, with loss, rate and time left in words.
@@ -295,6 +300,7 @@ class Loop(Generic[Batch]):
             with safe_open(path, "pt") as file:
                 words = file.metadata() or {}
                 if words.get("identity") != self.identity:
+                    self._warn(path, words["identity"])
                     return
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             said: dict[str, Any] = json.loads(words["state"])
@@ -313,6 +319,17 @@ class Loop(Generic[Batch]):
             number, entry = name.split(".", 1)
             of_parameter.setdefault(int(number), {})[entry] = tensor
         self.optimizer.load_state_dict({**optimizer, "state": of_parameter})
+
+    def _warn(self, path: Path, identity: str) -> None:
+        """Say that the checkpoint is of another training, whose identity is given."""
+        other = json.loads(identity)[0]
+        if rank() == 0:
+            _log.warning(
+                "%s: found the checkpoint of another training (%s); %s begins anew and replaces it",
+                path,
+                "with other data or settings" if other == self.name else other,
+                self.name,
+            )
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -123,7 +123,9 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert resumed.stdout == whole.stdout, resumed.stderr
 
 
-def test_a_checkpoint_of_another_training_is_not_taken(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_training_is_not_taken_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def cut(stage: str, done: int, total: int) -> None:
         if done > 6:
             raise KeyboardInterrupt
@@ -131,8 +133,17 @@ def test_a_checkpoint_of_another_training_is_not_taken(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, report=cut)
     task = Line()
+    assert Loop(task, SETTINGS, "line", folder=tmp_path, resume=True).state.step > 0
+    assert caplog.messages == []
     other = SETTINGS.model_copy(update={"rate": 0.01})
-    assert Loop(task, other, "line", folder=tmp_path, resume=True).state.step == 0
+    loop = Loop(task, other, "line", folder=tmp_path, resume=True)
+    assert (loop.state.epoch, loop.state.step) == (0, 0)
+    Loop(task, SETTINGS, "circle", folder=tmp_path, resume=True)
+    found = f"{tmp_path / 'checkpoint.safetensors'}: found the checkpoint of another training"
+    assert caplog.messages == [
+        f"{found} (with other data or settings); line begins anew and replaces it",
+        f"{found} (line); circle begins anew and replaces it",
+    ]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

@@ -8,10 +8,32 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from kgrank.errors import ConfigError
+
 Translate = Callable[[list[str]], list[str]]
 """Says texts in other words, such as by translation to another language and back: one each."""
 
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])\s*")
+
+
+def in_other_words(translate: Translate, texts: Sequence[str]) -> list[str]:
+    """What `translate` says of the texts, one each.
+
+    Raises:
+        ConfigError: it gives no list of as many texts.
+    """
+    said: object = translate(list(texts))
+    if not isinstance(said, (list, tuple)):
+        found = f"{type(said).__name__}"
+    elif len(said) != len(texts):
+        found = f"{len(said)} texts for {len(texts)}"
+    elif strange := [one for one in said if not isinstance(one, str)]:
+        found = f"{type(strange[0]).__name__} among its texts"
+    else:
+        return list(said)
+    raise ConfigError(
+        f"translate: found {found}; allowed: a list of texts, one for each. Correct the function."
+    )
 
 
 def shuffled_sentences(text: str, rng: np.random.Generator) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kgrank.encoders.text import column_texts
-from kgrank.errors import ConfigError, DataError, Fault
+from kgrank.errors import ROW, ConfigError, DataError, Fault
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -165,9 +165,10 @@ def event_texts(
 
 def _column(events: pd.DataFrame, setting: str, name: str) -> pd.Series[Any]:
     if name not in events.columns:
+        there = ", ".join(str(column) for column in events if column != ROW)
         raise ConfigError(
-            f"{setting}: found {name!r}; allowed: the columns of events, "
-            f"{', '.join(map(str, events.columns))}. Name one of them, or add the column."
+            f"{setting}: found {name!r}; allowed: the columns of events, {there}. "
+            "Name one of them, or add the column."
         )
     return events[name]
 
@@ -185,10 +186,16 @@ def ratings(
     low, high = scale
     outside = np.flatnonzero((values < low) | (values > high))
     if len(outside):
-        found = f"the rating {values[outside[0]]:g}"
+        wrong = events.iloc[outside]
+        first, row = wrong.iloc[0], None
+        if ROW in events:
+            first = wrong.iloc[wrong[ROW].argmin()]
+            row = int(first[ROW])
+        found = f"the rating {first['value']:g} (of user {first['user_id']!r} for item "
+        found += f"{first['item_id']!r})"
         mend = "Correct the values, or set finetune.scale."
         where = f"{low:g} to {high:g}"
-        raise DataError([Fault("events", None, "value", found, where, mend, len(outside))])
+        raise DataError([Fault("events", row, "value", found, where, mend, len(outside))])
     return values.astype(np.float32)
 
 

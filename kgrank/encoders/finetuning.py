@@ -31,7 +31,7 @@ from kgrank.encoders.folders import (
 from kgrank.encoders.pooling import write_projection
 from kgrank.encoders.soft_prompt import write_prompt
 from kgrank.encoders.text import TextEncoder, TextSettings, item_texts
-from kgrank.errors import ConfigError
+from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.files import check_new, new_folder
 from kgrank.progress import Progress, silent
 from kgrank.settings import LearnSettings, Section
@@ -122,6 +122,11 @@ class FinetuneSettings(Section):
             raise ValueError(f"{found}; allowed: the lowest rating, then a higher one")
         return self
 
+    def event_columns(self) -> dict[str, list[str]]:
+        """Setting → the columns of events that it names."""
+        named = {"finetune.event_field": self.event_field, "finetune.label": self.label}
+        return {setting: [name] if name else [] for setting, name in named.items()}
+
     def learn(self) -> LearnSettings:
         """What the training loop is told."""
         return LearnSettings(
@@ -151,6 +156,8 @@ class Finetuned:
         best_epoch: after which the weights stood that are kept, from 1.
         texts: distinct texts that were read.
         cut: of them, those longer than was read.
+        unjudged: sentiment that train does not hold → rows of valid that have it, which are not in
+            the metrics.
         learned: numbers that moved.
         seconds: of this run's training; what was done before a resume is not in it.
     """
@@ -166,6 +173,7 @@ class Finetuned:
     best_epoch: int
     texts: int
     cut: int
+    unjudged: dict[str, int]
     learned: int
     seconds: float
 
@@ -197,8 +205,9 @@ def finetune(
         events: as in `Tables.events`, with a split and the columns that the settings name.
         out: a new folder. The checkpoint lies beside it while the training lasts.
         settings: the `[finetune]` section; its defaults if None.
-        tasks: task → weight, of "next", "click", "purchase", "rating", "sentiment". The first one
-            says how long an epoch is.
+        tasks: task → weight, of "next", "click", "purchase", "rating", "sentiment". An
+            epoch is a pass over the one that weighs most (of equal ones, over that with the most
+            batches), and holds of the others as many batches as they weigh beside it.
         kinds: "click", "purchase" and "rating" → the kinds of events that are so, for tasks other
             than "next".
         text: the `[text]` section, for the text of products and how their vectors are whitened.
@@ -206,21 +215,23 @@ def finetune(
         device: "cpu", "cuda" or "auto".
         translate: says texts in other words, such as by translation there and back; half the time
             the encoder learns from those. It must give the same for the same texts.
-        resume: go on from the checkpoint, if there is one of this very training.
+        resume: go on from the checkpoint, if there is one of this very training; if it is of
+            another, begin anew and say so (a warning is logged).
         sinks: where figures go.
         progress: told of each stage.
 
     Raises:
         ConfigError: `out` is there already; a task or column is unknown; peft is missing; a prompt
-            leaves no room for a text.
-        DataError: there are no events of a task's kind, a label is not allowed, or all are of one
-            class.
+            leaves no room for a text; `translate` gives no list of as many texts.
+        DataError: events have no split; there are none of a task's kind, a label is not allowed,
+            all are of one class, or those of valid are of none that train holds.
         ModelError: the start is no encoder, its tokenizer has more entries than the model, or knows
             none of the words, or takes no prompt; training diverges; the checkpoint is damaged.
         OSError: the folder cannot be written.
     """
     import torch
 
+    from kgrank.encoders.augmenting import in_other_words
     from kgrank.encoders.examples import Catalogue
     from kgrank.encoders.finetuning_tasks import objectives_of, read_examples
     from kgrank.encoders.objectives import Mixture
@@ -234,6 +245,9 @@ def finetune(
     )
     named, out = str(out), check_new(out)
     _check_tasks(tasks)
+    if "split" not in events:
+        mend = "Say of each event which it is, as `Tables.with_split` does."
+        raise DataError([Fault("events", None, "split", "none", "train, valid or test", mend)])
     progress("texts", 0, 1)
     seen = events[events["split"] != "test"]
     catalogue = Catalogue.of(item_texts(items, text))
@@ -242,14 +256,7 @@ def finetune(
     encoder = TextEncoder.load(start, at, settings.max_tokens)
     check_vocabulary(encoder.folder, encoder.tokenizer.get_vocab(), encoder.model.config)
     texts = tuple(dict.fromkeys([*catalogue.texts, *examples.texts()]))
-    other = None
-    if translate is not None:
-        other = translate(list(texts))
-        if len(other) != len(texts):
-            raise ConfigError(
-                f"translate: found {len(other)} texts for {len(texts)}; allowed: one for each. "
-                "Correct the function."
-            )
+    other = None if translate is None else in_other_words(translate, texts)
     model = TunedText(
         encoder,
         texts,
@@ -297,6 +304,7 @@ def finetune(
         best_epoch=trained.best_epoch,
         texts=len(texts),
         cut=sum(model.cut),
+        unjudged=examples.unjudged,
         learned=sum(p.numel() for p in task.module.parameters() if p.requires_grad),
         seconds=trained.seconds,
     )

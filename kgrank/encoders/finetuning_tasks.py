@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -37,12 +38,14 @@ class Examples:
     Attributes:
         moments: task → those of train and of valid.
         labelled: task → those of train and of valid.
-        classes: the names of the sentiments.
+        classes: the names of the sentiments that train holds.
+        unjudged: other sentiment → how many rows of valid have it; these are left out.
     """
 
     moments: dict[str, tuple[Moments, Moments]] = field(default_factory=dict)
     labelled: dict[str, tuple[Labelled, Labelled]] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    unjudged: dict[str, int] = field(default_factory=dict)
 
     def texts(self) -> list[str]:
         """All labelled texts."""
@@ -61,8 +64,8 @@ def read_examples(
 
     Raises:
         ConfigError: a column is not there, or sentiment has no review to read.
-        DataError: there is nothing of a task's kind in train or valid, a label is not allowed, or
-            all labels are of one class.
+        DataError: there is nothing of a task's kind in train or valid, a label is not allowed, all
+            labels are of one class, or none of valid is of a class that train holds.
     """
     found = Examples()
     rated = kinds.get("rating", ())
@@ -92,16 +95,43 @@ def read_examples(
             what = f"events with a text and a {settings.label}"
         _check(task, what, events, *map(len, parts))
         met = np.unique(parts[0].labels)
+        column = settings.label if task == "sentiment" and settings.label else "value"
         if len(met) < 2:
             name = classes[int(met[0])] if classes else f"{met[0]:g}"
             mend = "Give train events of other labels, or leave the task out."
-            column = settings.label if task == "sentiment" and settings.label else "value"
             fault = Fault("events", None, column, f"{name} alone in train", "two or more", mend)
             raise DataError([fault])
         found.labelled[task] = (parts[0], parts[1])
         if classes:
-            found = Examples(found.moments, found.labelled, classes)
+            pair, classes, unjudged = _of_train(parts[0], parts[1], classes, column)
+            found.labelled[task] = pair
+            found = Examples(found.moments, found.labelled, classes, unjudged)
     return found
+
+
+def _of_train(
+    train: Labelled, valid: Labelled, classes: tuple[str, ...], column: str
+) -> tuple[tuple[Labelled, Labelled], tuple[str, ...], dict[str, int]]:
+    """What is of the classes that train holds; these; and how many of valid are of each other.
+
+    Raises:
+        DataError: nothing of valid is.
+    """
+    met = np.unique(train.labels)
+    known = np.isin(valid.labels, met)
+    names = tuple(classes[int(number)] for number in met)
+    others = Counter(classes[int(number)] for number in valid.labels[~known])
+    if not known.any():
+        found = f"{', '.join(sorted(others))} on valid and {', '.join(names)} in train"
+        mend = "Correct the labels, give train events of these classes, or leave the task out."
+        allowed = "classes on valid that train holds too"
+        raise DataError([Fault("events", None, column, found, allowed, mend)])
+    kept = tuple(text for text, is_known in zip(valid.texts, known, strict=True) if is_known)
+    pair = (
+        Labelled(train.texts, np.searchsorted(met, train.labels).astype(np.float32)),
+        Labelled(kept, np.searchsorted(met, valid.labels[known]).astype(np.float32)),
+    )
+    return pair, names, dict(sorted(others.items()))
 
 
 def _check(task: str, what: str, events: pd.DataFrame, *counts: int) -> None:

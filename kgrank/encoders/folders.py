@@ -6,14 +6,15 @@ What the encoders of text and of pictures share.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from xml.sax.saxutils import escape
 
 from kgrank.errors import ModelError
 
@@ -187,18 +188,52 @@ def write_figures(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
 
 
 def draw_epochs(path: Path, figures: Sequence[float], what: str, title: str) -> None:
-    """Draw a figure by epoch as SVG, where matplotlib is installed."""
-    if not find_spec("matplotlib"):
-        return
-    from matplotlib.figure import Figure
+    """Draw a figure by epoch as SVG: a line from epoch 0 on, above an axis that begins at 0.
 
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(range(len(figures)), figures, marker="o")
-    axes.set_xlabel("epochs")
-    axes.set_ylabel(what)
-    axes.set_title(title)
-    axes.set_xticks(range(len(figures)))
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    Args:
+        path: of the file.
+        figures: one an epoch, none below 0.
+        what: the figure's name.
+        title: of the drawing.
+    """
+    left, top, right, bottom = 70.0, 44.0, 580.0, 300.0  # of the plot, in a drawing of 600 × 350
+    highest = max(*figures, 1e-9)
+    step = 10.0 ** math.floor(math.log10(highest))
+    step *= next(part for part in (0.2, 0.5, 1.0, 2.0) if highest / (step * part) <= 5)
+    levels = [step * n for n in range(math.ceil(highest / step) + 1)]
+    every = math.ceil(len(figures) / 15)  # epochs between two that are named
+
+    def x(epoch: int) -> float:
+        return left + (right - left) * epoch / max(len(figures) - 1, 1)
+
+    def y(figure: float) -> float:
+        return bottom - (bottom - top) * figure / levels[-1]
+
+    grid = [f'<path d="M{left:g} {y(level):.1f}H{right:g}" stroke="#ddd"/>' for level in levels]
+    sides = [
+        f'<text x="{left - 8:g}" y="{y(level) + 4:.1f}" text-anchor="end">{level:g}</text>'
+        for level in levels
+    ]
+    feet = [
+        f'<text x="{x(n):.1f}" y="{bottom + 18:g}" text-anchor="middle">{n}</text>'
+        for n in range(0, len(figures), every)
+    ]
+    places = [(x(n), y(figure)) for n, figure in enumerate(figures)]
+    line = " ".join(f"{across:.1f},{down:.1f}" for across, down in places)
+    dots = [f'<circle cx="{a:.1f}" cy="{d:.1f}" r="3" fill="#1f5fa8"/>' for a, d in places]
+    middle = (top + bottom) / 2
+    lines = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 350" role="img" fill="#222" '
+        'font-family="system-ui,sans-serif" font-size="12">',
+        f"<title>{escape(title)}</title>",
+        '<rect width="600" height="350" fill="#fff"/>',
+        f'<text x="325" y="26" text-anchor="middle" font-size="15">{escape(title)}</text>',
+        '<text x="325" y="340" text-anchor="middle">epochs</text>',
+        f'<text transform="translate(18 {middle:g}) rotate(-90)" text-anchor="middle">'
+        f"{escape(what)}</text>",
+        *(*grid, *sides, *feet),
+        f'<polyline points="{line}" fill="none" stroke="#1f5fa8" stroke-width="2"/>',
+        *dots,
+        "</svg>",
+    ]
+    path.write_text("\n".join(lines) + "\n", "utf-8")

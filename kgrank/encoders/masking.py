@@ -6,6 +6,7 @@ never half a word, which its other half would give away.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from kgrank.devices import half_precision
+from kgrank.encoders.words import HAN
 
 _WINDOW_TEXTS = 8_192  # tokenised at a time
 _POOL = 64  # batches whose pieces are put in order of length, so that they pad each other little
 _MASKED, _CHANGED = 0.8, 0.9  # of the chosen words, as many become masks, the next another word
 _ORDER, _MASKS, _JUDGED = 1, 2, 3  # what a draw is for, beside (seed, epoch, step)
+_CHINESE = re.compile(f"[{HAN}]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +34,8 @@ class Pieces:
         starts: (n + 1) int64: piece p holds the tokens [starts[p], starts[p + 1]).
         tokens: (n_tokens) int64 token numbers, the special ones at the ends too.
         words: (n_tokens) int64 number of each token's word in its text; -1 for special and unknown
-            tokens, which are never masked.
+            tokens, which are never masked. A token that holds a Chinese character is a word, since
+            Chinese has no spaces.
         long: texts that were cut into several pieces.
         unknown: share of tokens that the vocabulary does not know.
     """
@@ -68,11 +72,14 @@ def cut_texts(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Pieces:
         window = [
             t.encode("utf-8", "replace").decode() for t in texts[start : start + _WINDOW_TEXTS]
         ]
-        for encoding in backend.encode_batch(window):
+        for text, encoding in zip(window, backend.encode_batch(window), strict=True):
             long += bool(encoding.overflowing)
+            chinese = _chinese_before(text)
             for piece in (encoding, *encoding.overflowing):
                 ids = np.array(piece.ids, np.int64)
                 word = np.array([-1 if w is None else w for w in piece.word_ids], np.int64)
+                if chinese is not None:
+                    word = _parted(word, np.array(piece.offsets, np.int64), chinese)
                 is_text = np.array(piece.special_tokens_mask) == 0
                 met += int(is_text.sum())
                 unknown += int((ids[is_text] == stranger).sum())
@@ -94,6 +101,35 @@ def cut_texts(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Pieces:
         long=long,
         unknown=unknown / max(met, 1),
     )
+
+
+def _chinese_before(text: str) -> npt.NDArray[np.int64] | None:
+    """How many Chinese characters stand before each place, (length + 1); None if there are none."""
+    places = [match.start() for match in _CHINESE.finditer(text)]
+    if not places:
+        return None
+    return np.searchsorted(np.array(places), np.arange(len(text) + 1)).astype(np.int64)
+
+
+def _parted(
+    words: npt.NDArray[np.int64],
+    offsets: npt.NDArray[np.int64],
+    chinese: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """The words of tokens, numbered anew where a token of Chinese is one of its own.
+
+    Tokens that are bytes of one character stay together.
+
+    Args:
+        words: (n) number of each token's word.
+        offsets: (n × 2) the characters it stands for, from the first to after the last.
+        chinese: as `_chinese_before` gives.
+    """
+    first, end = offsets.T
+    holds = chinese[end] > chinese[first]
+    apart = (words[1:] == words[:-1]) & (first[1:] >= end[:-1]) & (holds[1:] | holds[:-1])
+    further = np.cumsum(apart, dtype=np.int64)
+    return np.concatenate([words[:1], words[1:] + further])
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,8 +54,9 @@ class Objective(Protocol):
 class Mixture:
     """What `kgrank.loop.Loop` trains: one encoder, several objectives, batches mixed by weight.
 
-    An epoch holds all batches of the first objective, and of each other one so many that the
-    batches stand to each other as the weights do; where it has fewer, they come again.
+    An epoch holds all batches of the objective that weighs most (of equal ones, of that with the
+    most batches), and of each other one so many that the batches stand to each other as the weights
+    do, one at least; where it has fewer, they come again.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class Mixture:
 
     def batches(self, epoch: int) -> Sequence[tuple[str, Batch]]:
         """Those of all objectives, in random order."""
+        all_own = [
+            (weight, name, objective.batches((self.seed, epoch, number)))
+            for number, (name, (weight, objective)) in enumerate(self.objectives.items())
+        ]
+        most, length = max((weight, len(own)) for weight, _, own in all_own)
         found: list[tuple[str, Batch]] = []
-        unit: float | None = None  # batches that a weight of 1 brings
-        for number, (name, (weight, objective)) in enumerate(self.objectives.items()):
-            own = objective.batches((self.seed, epoch, number))
-            unit = len(own) / weight if unit is None else unit
-            count = max(1, round(unit * weight))
+        for weight, name, own in all_own:
+            count = max(1, round(length * (weight / most)))
             found += [(name, own[place % len(own)]) for place in range(count)]
         order = np.random.default_rng((self.seed, epoch)).permutation(len(found))
         return [found[place] for place in order]

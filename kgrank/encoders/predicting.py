@@ -22,6 +22,8 @@ from kgrank.encoders.pairs import PairHead
 from kgrank.encoders.text import TextEncoder
 from kgrank.errors import ModelError
 
+PAIR_TASKS = ("click", "purchase")
+
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
@@ -86,8 +88,13 @@ class Predictor:
             (n) float32.
 
         Raises:
-            ModelError: the encoder was not fine-tuned for the task, or the lengths differ.
+            ModelError: the task is another, the encoder was not fine-tuned for it, or the lengths
+                differ.
         """
+        if task not in PAIR_TASKS:
+            raise ModelError(
+                f"task: found {task!r}; allowed: {' or '.join(PAIR_TASKS)}. Name one of them."
+            )
         head = self._head(task, PairHead)
         if len(histories) != len(texts):
             raise ModelError(

@@ -5,7 +5,7 @@ comes out is a folder that `TextEncoder.load` takes, with the numbers of the tra
 
     config.json, model.safetensors, the tokenizer's files, how token vectors are pooled
     pretraining.json    settings, counts, perplexity before and after each epoch
-    pretraining.svg     perplexity as a drawing, where matplotlib is installed
+    pretraining.svg     perplexity as a drawing
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ def pretrain(
         settings: the `[pretrain]` section; its defaults if None.
         start: "minilm", a folder that `TextEncoder.load` takes, or "scratch".
         device: "cpu", "cuda" or "auto".
-        resume: go on from the checkpoint, if there is one of this very training.
+        resume: go on from the checkpoint, if there is one of this very training; if it is of
+            another, begin anew and say so (a warning is logged).
         sinks: where figures go.
         progress: told of each stage.
 

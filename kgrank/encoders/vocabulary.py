@@ -6,6 +6,7 @@ do. Each Chinese character is a word of its own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,13 +30,15 @@ def learn_wordpiece(texts: Sequence[str], size: int, max_tokens: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     words = _bert(models.WordPiece(unk_token=SPECIAL[1]))
+    # All characters are named here. By itself the trainer takes and numbers them as a hash table
+    # yields them, which differs between processes and decides between equals.
+    characters, inner = _characters(words, texts, size // 2)
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         min_frequency=2,
-        limit_alphabet=size // 2,
-        # Named here, inner characters have fixed numbers; by themselves they are numbered as a
-        # hash table yields them, which differs between processes and decides between equals.
-        special_tokens=[*SPECIAL, *_inner_characters(words, texts)],
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+        special_tokens=[*SPECIAL, *(INNER + character for character in inner)],
         show_progress=False,
     )
     words.train_from_iterator(texts, trainer)
@@ -64,12 +67,27 @@ def _bert(model: models.Model) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _inner_characters(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[str]:
-    """The characters that stand within a word, each as a piece, by code point."""
+def _characters(
+    tokenizer: tokenizers.Tokenizer, texts: Sequence[str], most: int
+) -> tuple[list[str], list[str]]:
+    """The characters met most often, and those of them that are met within a word, by code point.
+
+    They are `most` pieces together; of characters met as often, those of lower code points come
+    first.
+    """
     normalizer: Any = tokenizer.normalizer
     pre_tokenizer: Any = tokenizer.pre_tokenizer
-    found: set[str] = set()
+    met: Counter[str] = Counter()
+    within: set[str] = set()
     for text in texts:
         for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)):
-            found.update(word[1:])
-    return [INNER + character for character in sorted(found)]
+            met.update(word)
+            within.update(word[1:])
+    taken: list[str] = []
+    pieces = 0
+    for character in sorted(met, key=lambda character: (-met[character], character)):
+        pieces += 1 + (character in within)
+        if pieces > most:
+            break
+        taken.append(character)
+    return sorted(taken), sorted(within.intersection(taken))

@@ -20,7 +20,7 @@ from kgrank.errors import ModelError
 Segmenter = Literal["jieba", "characters"]
 
 _KANA = "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
-_HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _ANY_KANA = re.compile(f"[{_KANA}]")
 _SOFT_HYPHEN = "\u00ad"
 
@@ -70,8 +70,8 @@ def _word_pattern() -> re.Pattern[str]:
         for code in range(0x300, 0xFE00)  # beyond are variation selectors, which only dress emoji
         if unicodedata.category(chr(code)) in ("Mn", "Mc")
     )
-    letter = rf"[^\W_{_KANA}{_HAN}]"
-    return re.compile(rf"(?P<cjk>[{_KANA}{_HAN}]+)|{letter}(?:{letter}|[{marks}])*")
+    letter = rf"[^\W_{_KANA}{HAN}]"
+    return re.compile(rf"(?P<cjk>[{_KANA}{HAN}]+)|{letter}(?:{letter}|[{marks}])*")
 
 
 @lru_cache(maxsize=1)

@@ -68,6 +68,7 @@ CELLS = 50_000_000  # queries × items that are scored
 PENALTIES = (300.0, 30.0, 3.0)  # of a parameter, times its column's variance
 FLOOR = 1e-3  # of that variance
 LISTED = 10  # pairs at the top of a list whose probabilities are looked at on their own
+_NO_KINDS, _NEEDED, _NO_MORE = "no event is of its kinds", "are needed", "says no more"
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +147,7 @@ def learn_tasks(
     for task in TASKS:
         outcome = outcomes_of(task, valid, kinds[task], queries, given[task])
         if not kinds[task] or (task == "conversion" and not given[task]):
-            heads.left_out[task] = "no event is of its kinds"
+            heads.left_out[task] = _NO_KINDS
         elif few := _too_few(task, outcome, side.cold):
             heads.left_out[task] = few
         else:
@@ -175,11 +176,20 @@ def learn_tasks(
         if head is None:
             mean = f", {outcome.data.mean():.3g}" if task in ("conversion", "rating") else ""
             heads.left_out[task] = (
-                f"of {outcome.nnz} pairs on valid it says no more than their mean{mean}"
+                f"of {outcome.nnz} pairs on valid it {_NO_MORE} than their mean{mean}"
             )
         else:
             heads.found[task] = head
     return heads
+
+
+def mend_of(reason: str) -> str:
+    """What may be done where a task has no head for a reason that `TaskHeads.left_out` gives."""
+    if _NO_MORE in reason:
+        return "Leave the task, or train on events and facts that tell its products apart."
+    if _NEEDED in reason:
+        return "Train on more of its events, or on a longer valid."
+    return "Name its kinds of events under [tasks], and train anew."
 
 
 def _present(settings: TaskSettings, task: Head, histories: Histories) -> tuple[str, ...]:
@@ -195,9 +205,9 @@ def _too_few(task: Head, outcome: sp.csr_matrix, cold: Flags) -> str:
         bought = int(hits.sum())
         if min(bought, len(hits) - bought) < ENOUGH:
             found = f"{bought} of {len(hits)} clicked pairs on valid were bought"
-            return f"{found}, {ENOUGH} that were and {ENOUGH} that were not are needed"
+            return f"{found}, {ENOUGH} that were and {ENOUGH} that were not {_NEEDED}"
     elif outcome.nnz < ENOUGH:
-        return f"{outcome.nnz} pairs on valid, {ENOUGH} are needed"
+        return f"{outcome.nnz} pairs on valid, {ENOUGH} {_NEEDED}"
     return ""
 
 

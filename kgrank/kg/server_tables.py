@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
-from kgrank.errors import ConfigError, DataError, Fault
+from kgrank.errors import ROW, ConfigError, DataError, Fault
 from kgrank.kg.bolt import Address, Server, quoted
 from kgrank.kg.graph_server import read_mark, refusal
 from kgrank.kg.node_scores import MODEL_PROPERTY
@@ -103,7 +103,7 @@ class _Reading:
         progress: Progress,
     ) -> None:
         self.server, self.settings, self.progress = server, settings, progress
-        self.also = [name for name in event_columns if name not in COLUMNS["events"]]
+        self.also = [name for name in event_columns if name not in (*COLUMNS["events"], ROW)]
         self.faults: list[Fault] = []
 
     def tables(self) -> Tables:

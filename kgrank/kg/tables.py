@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kgrank.errors import ConfigError, DataError, Fault
+from kgrank.errors import ROW, ConfigError, DataError, Fault
 from kgrank.kg.reading import COLUMNS, SUFFIXES, RawTable, read_file
 from kgrank.kg.splits import SplitSettings, split_events
 from kgrank.kg.validation import check, numbers
@@ -59,6 +59,7 @@ class Tables:
         queries: `query`, `item_id` (str), `label` (float64, 1 where absent); may be empty.
         source: the folder or kgrank.toml the tables were read from.
         items_from_events: there was no items table: `items` holds the ids that events name.
+        unread: columns that the file of events has besides.
     """
 
     events: pd.DataFrame
@@ -69,6 +70,7 @@ class Tables:
     queries: pd.DataFrame
     source: Path | None = None
     items_from_events: bool = False
+    unread: tuple[str, ...] = ()
 
     def numeric_attributes(self, table: Literal["items", "users"] = "items") -> tuple[str, ...]:
         """The attribute columns that hold numbers: float64, or text in which every value is one.
@@ -173,16 +175,16 @@ def read_tables(
             `queries` likewise), or a kgrank.toml. A folder with a kgrank.toml is read through it.
         settings: the `[tables]` section where it is known already; None reads it from the toml.
         event_columns: further columns of events to keep where they are there, such as a review;
-            others are ignored.
+            others are ignored. `kgrank.errors.ROW` is each event's data row in the file.
 
     Raises:
         DataError: something is wrong with the tables; `faults` lists everything.
         ConfigError: the toml cannot be read, or its `[tables]` section names an unknown table.
     """
-    frames, faults = _load(Path(source), settings, event_columns)
+    frames, faults, unread = _load(Path(source), settings, event_columns)
     if faults:
         raise DataError(faults)
-    return checked_tables(frames, Path(source), event_columns)
+    return replace(checked_tables(frames, Path(source), event_columns), unread=unread)
 
 
 def validate(source: str | Path, settings: TablesSettings | None = None) -> list[Fault]:
@@ -253,6 +255,8 @@ def _events(frame: pd.DataFrame, also: Sequence[str]) -> pd.DataFrame:
     else:
         event = pd.Series("interaction", index=frame.index, dtype="str")
     frame = frame.assign(event=event)
+    if ROW in also:
+        frame = frame.assign(**{ROW: frame.index})
     if "value" not in frame:
         frame = frame.assign(value=np.nan)
     if "position" in frame:
@@ -285,8 +289,8 @@ def _shuffled(
 
 def _load(
     source: Path, settings: TablesSettings | None, event_columns: Sequence[str] = ()
-) -> tuple[dict[str, pd.DataFrame], list[Fault]]:
-    """The typed frames of `source`, and every fault found."""
+) -> tuple[dict[str, pd.DataFrame], list[Fault], tuple[str, ...]]:
+    """The typed frames of `source`, every fault found, and the columns of events left unread."""
     paths, faults = _locate(source, settings)
     raw: dict[str, RawTable] = {}
     for name, path in paths.items():
@@ -295,7 +299,7 @@ def _load(
         if table is not None:
             raw[name] = table
     frames, found = check(raw)
-    return frames, faults + found
+    return frames, faults + found, raw["events"].unread if "events" in raw else ()
 
 
 def _locate(source: Path, settings: TablesSettings | None) -> tuple[dict[str, Path], list[Fault]]:

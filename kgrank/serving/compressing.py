@@ -105,7 +105,8 @@ def compress_encoder(
         config: the configuration; its defaults if None.
         most_loss: share of R@10 on valid that may be lost.
         force: keep it all the same.
-        resume: go on from the checkpoint of a distilling cut short.
+        resume: go on from the checkpoint of a distilling cut short; if it is of other texts or
+            settings, begin anew and say so (a warning is logged).
         cache: folder of text vectors; as in `kgrank.serving.training.train`.
         sinks: where figures of distilling go.
         progress: told of each stage.

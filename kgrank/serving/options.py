@@ -35,7 +35,11 @@ Sets = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="A setting; may be repeated."),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the checkpoint of a training cut short.")
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on from the checkpoint of a training cut short; begin anew if it is of another.",
+    ),
 ]
 Track = Annotated[
     list[str] | None,

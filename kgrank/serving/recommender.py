@@ -18,7 +18,7 @@ from kgrank.devices import choose_device
 from kgrank.errors import ConfigError, ModelError
 from kgrank.fusion.history import Histories, Spans
 from kgrank.fusion.model import FusedModel, Head, Repeats, Task
-from kgrank.fusion.tasks import TASKS
+from kgrank.fusion.tasks import TASKS, mend_of
 from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
@@ -443,7 +443,7 @@ def task_head(bundle: Bundle, task: str, repeats: str) -> Head:
             reason = bundle.facts.get("tasks_left_out", {}).get(head, "it was trained without")
             raise ModelError(
                 f"task: found {task!r}, which this bundle has no head for ({reason}); allowed: "
-                f"{there}. Name its kinds of events under [tasks], and train on more of them."
+                f"{there}. {mend_of(reason)}"
             )
     allowed = ", ".join(("rank", *TASKS))
     raise ConfigError(f"task: found {task!r}; allowed: {allowed}. Pass one of them.")

@@ -110,7 +110,7 @@ def search(
         metric: what the judge's figure is called; that of the settings if None.
         identity: what else must be the same for a search to go on.
         resume: go on with the search in `out`, if there is one; a trial that was cut short is
-            tried again.
+            tried again, and the same trials follow as without a break.
         progress: told of each trial.
 
     Raises:
@@ -145,6 +145,7 @@ def search(
     while len(trials := _trials(study)) < n_trials:
         if grid and not _waiting(study):
             study.enqueue_trial(grid[len(trials)])
+        study.sampler = _sampler(study, settings)
         _try(study, space, judge, trials, told(trials))
     progress("trials", n_trials, n_trials)
     best = _best(trials)
@@ -159,7 +160,7 @@ def search(
 
 
 def _study(out: Path, mark: str, settings: TuneSettings, resume: bool) -> optuna.Study:
-    """The search in the folder, or a new one; what was cut short waits to be tried again.
+    """The search in the folder, or a new one; what was cut short is told to have failed.
 
     Raises:
         ConfigError: the folder holds something, or another search.
@@ -196,18 +197,21 @@ def _study(out: Path, mark: str, settings: TuneSettings, resume: bool) -> optuna
             "same. Name another folder."
         )
     study.set_user_attr(_MARK, mark)
-    # Seeded anew each time: a search that goes on is not to draw what it drew before.
-    seed = settings.seed + len(study.trials)
-    study.sampler = (
-        optuna.samplers.TPESampler(seed=seed, n_startup_trials=_FIRST_TRIALS)
-        if settings.sampler == "tpe"
-        else optuna.samplers.RandomSampler(seed=seed)
-    )
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        if settings.sampler != "grid":  # of which the next is known by its number
-            study.enqueue_trial(trial.params)
     return study
+
+
+def _sampler(study: optuna.Study, settings: TuneSettings) -> optuna.samplers.BaseSampler:
+    """What draws the next trial: by the seed and by what came to an end, so that a search that was
+    cut short goes on with the very trials of one that was not.
+    """
+    import optuna
+
+    seed = int(np.random.SeedSequence((settings.seed, len(_ended(study)))).generate_state(1)[0])
+    if settings.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_FIRST_TRIALS)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _waiting(study: optuna.Study) -> bool:
@@ -271,6 +275,19 @@ def _keep(
     trial.set_user_attr(_TOLD, told)
 
 
+def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that came to an end of their own; what was cut short is tried again."""
+    from optuna.trial import TrialState
+
+    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=ended)
+        if trial.state != TrialState.FAIL
+        or trial.user_attrs.get(_TOLD, {}).get("error") is not None
+    ]
+
+
 def _trials(study: optuna.Study) -> list[Tried]:
     """All trials that came to an end of their own, but for what was drawn again."""
     from optuna.trial import TrialState
@@ -281,11 +298,9 @@ def _trials(study: optuna.Study) -> list[Tried]:
         TrialState.FAIL: "failed",
     }
     ended: list[Tried] = []
-    for trial in study.get_trials(deepcopy=False, states=tuple(states)):
-        told = trial.user_attrs.get(_TOLD, {"error": None})
+    for trial in _ended(study):
+        told = trial.user_attrs[_TOLD]
         state = states[trial.state]
-        if state == "failed" and told["error"] is None:
-            continue  # it was cut short, and is tried again
         value = trial.value if state == "done" else None
         folds = tuple(told["folds"])
         settings, error = told["settings"], told["error"]

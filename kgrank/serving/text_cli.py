@@ -82,7 +82,8 @@ def pretrain(
         named = [] if epochs is None else [f"pretrain.epochs={epochs}"]
         config = read_config(source, [*(sets or ()), *named])
         settings = config.pretrain
-        tables = read_source(source, config, settings.event_fields)
+        columns = {"pretrain.event_fields": settings.event_fields}
+        tables = read_source(source, config, columns)
         events = tables.with_split(config.split).events
         seen = events[events["split"] != "test"]
         texts = shop_texts(tables.items, seen, settings.fields, settings.event_fields)
@@ -114,7 +115,7 @@ def finetune(
         list[str],
         typer.Option(
             metavar="next|click|purchase|rating|sentiment[=WEIGHT]",
-            help="What is learned; may be repeated.",
+            help="What is learned, with its share of an epoch; may be repeated.",
         ),
     ],
     start: Annotated[
@@ -135,8 +136,7 @@ def finetune(
         named = [] if epochs is None else [f"finetune.epochs={epochs}"]
         config = read_config(source, [*(sets or ()), *named])
         settings, tasks = config.finetune, tasks_of(task)
-        columns = [name for name in (settings.event_field, settings.label) if name]
-        tables = read_source(source, config, columns).with_split(config.split)
+        tables = read_source(source, config, settings.event_columns()).with_split(config.split)
         with sinks_of(track, config.as_dict()) as sinks, progress_on_stderr() as progress:
             done = learn(
                 tables.items,
@@ -164,6 +164,9 @@ def finetune(
     ]
     print_table(("task", "metric on valid", "before", "after"), rows, "The encoder alone")
     print_table(("epoch", "score on valid"), list(enumerate(done.score)))
+    if done.unjudged:
+        left = ", ".join(f"{count} of {name}" for name, count in done.unjudged.items())
+        typer.echo(f"Valid rows of classes that train does not hold are not judged: {left}.")
     _tell_use(source, done.folder, done.best_epoch)
 
 

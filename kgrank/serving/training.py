@@ -200,7 +200,8 @@ def train(
         device: where the learned channel is trained: "auto" (cuda where there is one), "cpu" or
             "cuda".
         checkpoints: folder where training leaves what it needs to be resumed; none if None.
-        resume: go on from the checkpoint in that folder, if it is of the same data and settings.
+        resume: go on from the checkpoint in that folder, if it is of the same data and settings;
+            else begin anew and say so (a warning is logged).
         sinks: where the figures of training go (`kgrank.loop.Sink`).
 
     Raises:

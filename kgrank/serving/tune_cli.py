@@ -141,7 +141,10 @@ def tune(
     typer.echo(fragment(found))
 
 
-def _event_columns(settings: FinetuneSettings, spaces: Sequence[Dimension]) -> list[str]:
-    """The columns of events that the settings name, or that are tried."""
-    tried = [value for one in spaces if one.name == "finetune.event_field" for value in one.choices]
-    return list(dict.fromkeys(filter(None, [settings.event_field, settings.label, *tried])))
+def _event_columns(settings: FinetuneSettings, spaces: Sequence[Dimension]) -> dict[str, list[str]]:
+    """Setting → the columns of events that it names, or that are tried."""
+    columns = settings.event_columns()
+    for one in spaces:
+        if one.name in columns:
+            columns[one.name] += [name for name in one.choices if name]
+    return columns

@@ -229,9 +229,36 @@ def test_heads_say_again_what_they_learned(learned: Learned) -> None:
     outdoors = [TITLES[n] for n in (0, 1, 2)]
     chance = predictor.pairs("purchase", [outdoors] * 32, TITLES)
     assert chance[3:16].mean() > chance[16:].mean() + 0.1
+    for task in ("conversion", "rating"):
+        with pytest.raises(ModelError, match=f"task: found '{task}'; allowed: click or purchase"):
+            predictor.pairs(task, [["lamp"]], ["rope"])
     with pytest.raises(ModelError, match=r"no head for 'click'; allowed: .*purchase, rating"):
         predictor.pairs("click", [outdoors], TITLES[:1])
     assert TextEncoder.load(learned.folder, device="cpu").dim == 64
+
+
+def test_classes_that_train_lacks_are_not_judged_and_are_told(start: Path, tmp_path: Path) -> None:
+    """Of the moods alas, bad and good the first is on valid alone."""
+    events = EVENTS.assign(mood=np.where(EVENTS["value"] > 2, "good", "bad"))
+    on_valid = (events["split"] == "valid") & (events["event"] == "rating")
+    places = np.flatnonzero(on_valid)
+    events.loc[places[:7], "mood"] = "alas"
+    settings = SETTINGS.model_copy(update={"epochs": 1, "event_field": "review", "label": "mood"})
+    out, words = tmp_path / "out", {"tasks": {"sentiment": 1.0}, "start": start, "device": "cpu"}
+    done = finetune(ITEMS, events, out, settings, **words)
+    others = int((events.loc[events["split"] == "valid", "mood"] == "alas").sum())
+    assert done.unjudged == {"alas": others}
+    assert Predictor.load(out).classes == ("bad", "good")
+    left = events[~((events["split"] == "valid") & (events["mood"] == "alas"))]
+    same = finetune(ITEMS, left, tmp_path / "same", settings, **words)
+    assert (same.unjudged, same.after) == ({}, done.after)
+    events.loc[events["split"] == "valid", "mood"] = "new"
+    found = (
+        "events, column 'mood': found new on valid and bad, good in train; allowed: classes on "
+        "valid that train holds too"
+    )
+    with pytest.raises(DataError, match=found):
+        finetune(ITEMS, events, tmp_path / "none", settings, **words)
 
 
 # Whatever happens on the way
@@ -282,6 +309,10 @@ def test_texts_in_other_words_are_learned_from(start: Path, tmp_path: Path) -> N
     assert other.score[1] != plain.score[1]
     with pytest.raises(ConfigError, match="translate: found 1 texts for 32"):
         tuned(start, tmp_path / "c", translate=lambda texts: texts[:1])
+    with pytest.raises(ConfigError, match="translate: found NoneType; allowed: a list of texts"):
+        tuned(start, tmp_path / "c", translate=lambda texts: None)
+    with pytest.raises(ConfigError, match="translate: found NoneType among its texts"):
+        tuned(start, tmp_path / "c", translate=lambda texts: [None, *texts[1:]])
     with pytest.raises(ConfigError, match="found 'frozen' and texts that are to be changed"):
         tuned(start, tmp_path / "c", method="frozen", masked=0.1)
 
@@ -320,6 +351,8 @@ def test_what_cannot_be_fine_tuned_is_told(
     refused(ConfigError, "task: found none", {})
     none = r"none of train for the task click \(kinds there are: purchase, rating\)"
     refused(DataError, none, {"click": 1.0})
+    unsplit = "events, column 'split': found none; allowed: train, valid or test"
+    refused(DataError, unsplit, {"next": 1.0}, EVENTS.drop(columns="split"))
     train_only = EVENTS[EVENTS["split"] == "train"]
     refused(DataError, "none of valid for the task next", {"next": 1.0}, train_only)
     refused(ConfigError, "event_field: found 'words'", {"rating": 1.0}, event_field="words")
@@ -329,7 +362,7 @@ def test_what_cannot_be_fine_tuned_is_told(
         columns=["user_id", "item_id", "timestamp"],
     ).assign(event="purchase", split=["train", "train", "valid"] * 10)
     refused(DataError, "no product to draw on valid that the user", {"purchase": 1.0}, alike)
-    outside = r"column 'value' \(and \d+ more rows\): found the rating 5; allowed: 1 to 4"
+    outside = r"column 'value' \(and \d+ more rows\): found the rating 5 \(of .*\); allowed: 1 to 4"
     refused(DataError, outside, {"rating": 1.0}, scale=(1.0, 4.0))
     same = EVENTS.assign(value=4.0)
     refused(DataError, "found 4 alone in train; allowed: two", {"rating": 1.0}, same)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from numpy.testing import assert_allclose
+from torch import nn
 
 from kgrank.encoders.examples import Catalogue, Moments, moments, sentiments
 from kgrank.encoders.next_product import HistoryRule, NextProduct
-from kgrank.encoders.objectives import Batch
+from kgrank.encoders.objectives import Batch, Mixture
 from kgrank.encoders.pairs import PairHead, Pairs
 from kgrank.encoders.text import TextEncoder
 from kgrank.encoders.tuned import TunedText
@@ -143,6 +147,45 @@ def test_products_drawn_beside_a_purchase_are_none_the_user_met(model: TunedText
     assert pairs.valid_pairs[:, 0].tolist() == [2, 0, 3]
     assert 0.5 < pairs.valid_real[:, 1:].mean(axis=1)[1] + 1 / 3 < 0.8
     assert set(pairs.figures()) == {"auc", "log_loss"}
+
+
+class Few:
+    """An objective of some batches, of which nothing is asked but these."""
+
+    def __init__(self, n_batches: int) -> None:
+        self.n_batches = n_batches
+
+    def batches(self, seed: tuple[int, ...]) -> list[Batch]:
+        return [Batch.whole(np.array([n]), (*seed, n)) for n in range(self.n_batches)]
+
+    def loss(self, batch: Batch, share: slice) -> torch.Tensor:
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    def score(self, figures: Mapping[str, float]) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("weights", "counts"),
+    [
+        ({"next": 1.0, "rating": 0.5}, {"next": 12, "rating": 6}),  # 4 batches of rating come again
+        ({"next": 1.0, "rating": 1.0}, {"next": 12, "rating": 12}),  # the most batches
+        ({"next": 0.5, "rating": 1.0}, {"next": 2, "rating": 4}),
+        ({"next": 1e-6, "rating": 1.0}, {"next": 1, "rating": 4}),
+        ({"next": 1e300, "rating": 1e-300}, {"next": 12, "rating": 1}),
+    ],
+)
+def test_an_epoch_is_a_pass_over_what_weighs_most_in_any_order(
+    model: TunedText, weights: dict[str, float], counts: dict[str, int]
+) -> None:
+    of = {"next": Few(12), "rating": Few(4)}
+    for names in (["next", "rating"], ["rating", "next"]):
+        objectives = {name: (weights[name], of[name]) for name in names}
+        mixture = Mixture(model, objectives, nn.ModuleDict(), 0)
+        assert Counter(name for name, _ in mixture.batches(0)) == counts
 
 
 def test_a_sentiment_is_a_column_or_the_side_of_the_middle() -> None:

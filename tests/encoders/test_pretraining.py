@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -19,6 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from kgrank.encoders.corpus import shop_texts, split_texts
+from kgrank.encoders.folders import draw_epochs
 from kgrank.encoders.masking import Marks, MaskedModel, MaskedWordTask, cut_texts, mask_words
 from kgrank.encoders.pretraining import Pretrained, PretrainSettings, pretrain
 from kgrank.encoders.text import TextEncoder
@@ -120,6 +125,48 @@ def test_all_tokens_of_a_word_are_masked_or_none() -> None:
     assert fates.count("mask") == pytest.approx(480, abs=40)
     plain = mask_words(pieces, np.array([0, 1]), marks, 0.99, rng, plainly=True)
     assert plain.tokens.tolist() == [[2, 4, 4, 4, 4, 4, 3], [2, 4, 4, 3, 0, 0, 0]]
+
+
+def spaceless() -> PreTrainedTokenizerFast:
+    """A tokenizer of SentencePiece's kind, to which a run without spaces is one word."""
+    pieces = ["▁", "手机", "红色", "充电", "器", "壳", "usb", "▁usb", "的", "s", "▁red"]
+    entries = [(mark, 0.0) for mark in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")]
+    tokenizer = Tokenizer(models.Unigram([*entries, *((p, -3.0) for p in pieces)], unk_id=3))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"unk": "<unk>", "pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{f"{name}_token": entry for name, entry in names.items()}
+    )
+
+
+def test_chinese_is_masked_by_tokens_where_spaces_make_words() -> None:
+    """ "红色手机壳的usbs充电器 usbs" is ▁ 红色 手机 壳 的 usb s 充电 器 ▁usb s between marks."""
+    tokenizer = spaceless()
+    pieces = cut_texts(tokenizer, ["红色手机壳的usbs充电器 usbs", "red usbs"], 16)
+    first, second = np.split(pieces.words, pieces.starts[1:2])
+    assert first.tolist() == [-1, 0, 0, 1, 2, 3, 4, 4, 5, 6, 7, 7, -1]
+    assert second.tolist() == [-1, 0, 1, 1, -1]
+    rng = np.random.default_rng(0)
+    texts = [
+        "".join(rng.choice(["手机", "红色", "充电", "器", "壳", "的"], 20)) for _ in range(200)
+    ]
+    pieces = cut_texts(tokenizer, texts, 32)
+    masked = mask_words(pieces, np.arange(200), Marks.of(tokenizer), 0.15, rng)
+    shares = (masked.wanted >= 0).sum(axis=1) / (masked.real.sum(axis=1) - 2)
+    assert shares.max() < 0.2
+    assert shares.mean() == pytest.approx(0.15, abs=0.02)
+
+
+def test_bytes_of_one_chinese_character_are_masked_together() -> None:
+    """Each of two characters is three bytes, and each byte a token."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert cut_texts(tokenizer, ["手机ab"], 16).words.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -226,6 +273,36 @@ def test_the_same_texts_give_the_same_vocabulary() -> None:
     texts = [f"{text} {word}" for text in LANGUAGE for word in ("camping", "cooking", "climbing")]
     learned = [learn_wordpiece(texts, 120, 24).get_vocab() for _ in range(4)]
     assert all(other == learned[0] for other in learned)
+
+
+MANY_CHARACTERS = """
+from kgrank.encoders.vocabulary import learn_wordpiece
+rare = "".join(chr(0x4E00 + number) for number in range(200))
+vocabulary = learn_wordpiece(["red lamps, red lamp"] * 9 + [rare], 100, 24).get_vocab()
+print(*(f"{number} {piece}" for number, piece in sorted((n, p) for p, n in vocabulary.items())))
+"""
+
+
+def test_more_characters_than_fit_give_every_process_the_same_vocabulary() -> None:
+    """Of 200 that are met once those of the lowest code points stay: 50 pieces are characters."""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", MANY_CHARACTERS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    ]
+    assert said[0] == said[1] == said[2]
+    pieces = said[0].split()[1::2]
+    single = [piece for piece in pieces if len(piece.removeprefix("##")) == 1]
+    chinese = [piece for piece in single if piece >= "\u4e00"]
+    assert len(single) == 50
+    # a d e l m p r s and the comma; within words a d e m p s too
+    assert chinese == [chr(0x4E00 + number) for number in range(35)]
+    assert {"lamp", "red"} <= set(pieces)
 
 
 # What is learned
@@ -341,14 +418,33 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_matplotlib_there_are_the_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kgrank.encoders.folders.find_spec", lambda name: None)
-    settings = SETTINGS.model_copy(update={"epochs": 1})
-    pretrain(LANGUAGE[:40], tmp_path / "out", settings, start="scratch", device="cpu")
-    assert (tmp_path / "out" / "pretraining.json").is_file()
-    assert not (tmp_path / "out" / "pretraining.svg").exists()
+def test_perplexity_is_drawn_with_nothing_else_installed(tmp_path: Path) -> None:
+    """From 300 over 150 to 0: levels 0, 100, 200 and 300 stand between the heights 300 and 44."""
+    path = tmp_path / "drawing.svg"
+    draw_epochs(path, [300.0, 150.0, 0.0], "perplexity", "Words <held out>")
+    drawing = ElementTree.parse(path).getroot()
+    names = {"svg": "http://www.w3.org/2000/svg"}
+    line = drawing.find("svg:polyline", names)
+    assert line is not None
+    assert line.get("points") == "70.0,44.0 325.0,172.0 580.0,300.0"
+    texts = [text.text for text in drawing.iterfind("svg:text", names)]
+    assert texts == [
+        *("Words <held out>", "epochs", "perplexity"),
+        *("0", "100", "200", "300"),
+        *("0", "1", "2"),
+    ]
+    assert len(drawing.findall("svg:circle", names)) == 3
+
+
+@pytest.mark.parametrize("highest", [0.0, 0.0301, 1.0, 1.01, 9.99, 12.0, 20.0, 51.0, 1e5])
+def test_a_drawing_has_a_few_levels_that_hold_all(highest: float, tmp_path: Path) -> None:
+    path = tmp_path / "drawing.svg"
+    draw_epochs(path, [highest] * 40, "perplexity", "title")
+    texts = [text.text for text in ElementTree.parse(path).iter() if text.get("text-anchor")]
+    levels = [float(str(text)) for text in texts[3:-14]]
+    assert 2 <= len(levels) <= 7
+    assert levels[-1] >= highest
+    assert texts[-14:] == [str(3 * n) for n in range(14)]
 
 
 # What is refused

@@ -18,7 +18,7 @@ from kgrank.fusion.outcomes import MeanRatings, event_shares, outcomes_of, task_
 from kgrank.fusion.pairs import Pairs
 from kgrank.fusion.prediction import Lists
 from kgrank.fusion.settings import FitSettings, TaskSettings
-from kgrank.fusion.tasks import TaskHeads, learn_tasks
+from kgrank.fusion.tasks import TaskHeads, learn_tasks, mend_of
 from kgrank.fusion.training import fit
 from kgrank.kg.vocabulary import Vocabulary
 
@@ -271,6 +271,8 @@ def test_a_head_that_says_no_more_than_a_mean_is_left_out() -> None:
     assert heads.left_out["rating"] == (
         f"of 800 pairs on valid it says no more than their mean, {mean:.3g}"
     )
+    said = mend_of(heads.left_out["rating"])  # its kinds are named, and there are enough
+    assert said == "Leave the task, or train on events and facts that tell its products apart."
 
 
 def test_a_task_without_enough_rows_is_left_out_and_why() -> None:
@@ -282,6 +284,8 @@ def test_a_task_without_enough_rows_is_left_out_and_why() -> None:
         "conversion": "no event is of its kinds",
         "rating": "0 pairs on valid, 50 are needed",
     }
+    assert mend_of(heads.left_out["click"]).startswith("Name its kinds of events under [tasks]")
+    assert mend_of(heads.left_out["rating"]).startswith("Train on more of its events")
 
 
 def test_new_pairs_are_those_the_user_has_not_met() -> None:

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from neo4j.time import Date, DateTime
 
-from kgrank.config import Config, read_source
 from kgrank.data import sample_shop
 from kgrank.errors import ConfigError, DataError, StoreError
 from kgrank.kg.bolt import Server
@@ -134,7 +133,7 @@ def test_further_properties_of_events_are_kept_where_they_are_asked_for(
 ) -> None:
     theirs.write(lambda tx: tx.run("MATCH ()-[r:SAW]->() SET r.said = 'Too short.'").consume())
     asked = ("said", "nowhere")
-    events = read_source(bolt_uri, Config(neo4j=settings(bolt_uri)), asked).events
+    events = read_server_tables(settings(bolt_uri), asked).events
     assert "nowhere" not in events
     told = dict(zip(events["event"], events["said"], strict=True))
     assert told == {"BOUGHT": "", "SAW": "Too short."}

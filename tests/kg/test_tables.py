@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from kgrank.errors import ConfigError, DataError
+from kgrank.errors import ROW, ConfigError, DataError
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import TablesSettings, read_tables
 
@@ -434,3 +434,6 @@ def test_a_further_column_of_events_is_kept_where_it_is_asked_for(tmp_path, suff
     read = read_tables(tmp_path, event_columns=("review", "no such column")).events
     assert read["review"].tolist() == ["", "坏", "good, |so|"]  # in the order of time, as the rest
     assert list(read.columns[-2:]) == ["value", "review"]
+    tables = read_tables(tmp_path, event_columns=("review", ROW))
+    assert tables.events[ROW].tolist() == [2, 3, 1]
+    assert tables.unread == ("mood",)

@@ -164,7 +164,8 @@ def test_a_task_that_is_unknown_or_without_a_head_is_refused(
     ):
         recommender.recommend(["u-ada"], task="buy")  # type: ignore[arg-type]
     tiny = Recommender(tiny_bundle, "cpu")
-    with pytest.raises(ModelError, match=r"'purchase', which .* no head for \(\d+ pairs on valid"):
+    few = r"'purchase', which .* no head for \(\d+ pairs on valid.* Train on more of its events"
+    with pytest.raises(ModelError, match=few):
         tiny.recommend(["u-ada"], task="purchase")
     tiny_bundle.save(tmp_path)
     told = CliRunner().invoke(
@@ -172,6 +173,7 @@ def test_a_task_that_is_unknown_or_without_a_head_is_refused(
     )
     assert told.exit_code == 1
     assert "no event is of its kinds" in told.stderr
+    assert "Name its kinds of events under [tasks], and train anew." in told.stderr
     assert not (tmp_path / "out").exists()
 
 

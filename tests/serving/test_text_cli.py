@@ -1,6 +1,9 @@
 """The verbs of the text encoder: an encoder of a shop's own text, from tables to a folder."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from kgrank.encoders import pretraining
 from kgrank.encoders.text import TextEncoder
+from kgrank.loop import Loop
 from kgrank.serving.cli import app
 
 SMALL = ("--set", "pretrain.width=64", "--set", "pretrain.layers=1", "--set", "pretrain.batch=4")
@@ -56,6 +60,31 @@ def test_an_encoder_is_made_of_a_shops_titles(tiny_shop: Path, tmp_path: Path) -
     assert "perplexity" in shown.stdout
 
 
+def test_a_checkpoint_of_other_settings_does_not_vanish_without_a_word(
+    tiny_shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*("pretrain", tiny_shop, "--out", tmp_path / "out"), *("--from", "scratch"), *SMALL]
+    saved = Loop._save
+
+    def fall(loop: Loop[Any]) -> None:  # when the first checkpoint is written
+        saved(loop)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "_save", fall)
+    assert run(*words).exit_code == 130
+    (checkpoint,) = (tmp_path / ".out.training").iterdir()
+    words += ["--set", "pretrain.rate=0.002", "--epochs", 1, "--resume"]
+    result = subprocess.run(
+        [sys.executable, "-m", "kgrank", *map(str, words)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    told = f"{checkpoint}: found the checkpoint of another training (with other data or settings)"
+    assert result.stderr.count(f"{told}; pretraining begins anew and replaces it\n") == 1
+
+
 def test_reviews_are_read_where_they_are_named_but_not_those_of_test(
     tiny_shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +125,47 @@ def test_what_is_wrong_is_told_once(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def rated_shop(tiny_shop: Path, tmp_path: Path) -> Path:
+    """The tiny shop with ratings, two of them off the scale; the file runs backwards in time."""
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    events = pd.read_csv(tiny_shop / "events.csv").iloc[::-1]
+    events = events.assign(value=3.0, mood="glad", words="so")
+    bought = events.index[(events["event"] == "purchase") & (events["split"] != "test")]
+    events.loc[bought[[1, 3]], "value"] = 9.0
+    events.to_csv(shop / "events.csv", index=False)
+    shutil.copy(tiny_shop / "items.csv", shop)
+    return shop
+
+
+def test_what_is_wrong_with_labels_is_found_in_the_file(rated_shop: Path, tmp_path: Path) -> None:
+    words = ("finetune", rated_shop, "--out", tmp_path / "out", "--task")
+    off = run(*words, "rating", "--set", 'tasks.rating=["purchase"]')
+    assert off.exit_code == 1
+    events = pd.read_csv(rated_shop / "events.csv")
+    wrong = events[events["value"] == 9.0].iloc[0]
+    assert (
+        f"events, row {wrong.name + 1}, column 'value' (and 1 more rows): found the rating 9 "
+        f"(of user '{wrong.user_id}' for item '{wrong.item_id}'); allowed: 1 to 5"
+    ) in off.stderr
+    for verb, setting in (
+        (("finetune", "--task", "sentiment"), "finetune.event_field"),
+        (("finetune", "--task", "sentiment"), "finetune.label"),
+        (("tune", "--task", "next", "--space", "finetune.rate=0.1,0.2"), "finetune.label"),
+        (("pretrain",), "pretrain.event_fields"),
+    ):
+        value = '["reviews"]' if verb[0] == "pretrain" else "reviews"
+        said = ("--out", tmp_path / "out", "--set", f"{setting}={value}")
+        result = run(verb[0], rated_shop, *verb[1:], *said)
+        assert result.exit_code == 1
+        assert f"{setting}: found 'reviews'; allowed: the columns of events, user_id" in (
+            result.stderr
+        )
+        assert "mood, words. Name one of them, or add the column." in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_encoder_learns_from_a_shops_events(tiny_shop: Path, tmp_path: Path) -> None:
     start, out = tmp_path / "start", tmp_path / "out"
     assert run("pretrain", tiny_shop, "--out", start, "--from", "scratch", *SMALL).exit_code == 0
@@ -120,6 +190,23 @@ def test_an_encoder_learns_from_a_shops_events(tiny_shop: Path, tmp_path: Path) 
         *("--set", "kg.encoder=none"),
     )
     assert trained.exit_code == 0, trained.output
+
+
+def test_classes_that_train_lacks_are_told(rated_shop: Path, tmp_path: Path) -> None:
+    events = pd.read_csv(rated_shop / "events.csv")
+    events["mood"] = ["glad", "sad"] * (len(events) // 2) + ["sad"] * (len(events) % 2)
+    valid = events.index[events["split"] == "valid"]
+    events.loc[valid[:2], "mood"] = "odd"
+    events.to_csv(rated_shop / "events.csv", index=False)
+    start, out = tmp_path / "start", tmp_path / "out"
+    assert run("pretrain", rated_shop, "--out", start, "--from", "scratch", *SMALL).exit_code == 0
+    words = ("--set", "finetune.event_field=words", "--set", "finetune.label=mood")
+    told = ("finetune", rated_shop, "--from", start, "--out", out, "--epochs", 1)
+    result = run(*told, "--task", "sentiment", *words)
+    assert result.exit_code == 0, result.output
+    assert "Valid rows of classes that train does not hold are not judged: 2 of odd." in (
+        result.stdout
+    )
 
 
 @pytest.mark.parametrize(

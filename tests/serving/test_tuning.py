@@ -183,6 +183,24 @@ def test_a_search_cut_short_goes_on_and_tries_again_what_it_was_at(tmp_path: Pat
 
 
 @needs_optuna
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_search_cut_short_again_and_again_draws_the_same_trials(
+    sampler: str, tmp_path: Path
+) -> None:
+    space = [*LINE, Dimension.of("fit.neighbors", [1, 2]), Dimension.of("learn.batch", [8, 16])]
+    settings = TuneSettings.from_dict({"sampler": sampler, "trials": 14, "seed": 3}, "the test")
+    whole = search(space, Hill(), tmp_path / "whole", settings)
+    for place in (2, 0, 5, 1):
+        with pytest.raises(KeyboardInterrupt):
+            search(space, Hill(fall_at=place), tmp_path / "cut", settings, resume=True)
+    found = search(space, Hill(), tmp_path / "cut", settings, resume=True)
+    assert [trial.settings for trial in found.trials] == [trial.settings for trial in whole.trials]
+    other = settings.model_copy(update={"seed": 4})
+    drawn = [trial.settings for trial in search(space, Hill(), tmp_path / "b", other).trials]
+    assert not [settings for settings in drawn if settings in [t.settings for t in whole.trials]]
+
+
+@needs_optuna
 def test_folders_of_other_searches_are_refused(tmp_path: Path) -> None:
     search([Dimension.of("learn.rate", [1])], Hill(), tmp_path / "out", GRID)
     with pytest.raises(ConfigError, match="found a search there already"):
