@@ -37,7 +37,7 @@ def token_vectors(encoder: TextEncoder, progress: Progress = silent) -> npt.NDAr
     Raises:
         ModelError: the model gives numbers that are not finite.
     """
-    runtime, tokenizer = encoder.loaded
+    tokenizer = encoder.loaded[1]
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     probe = tokenizer.encode("a")
     before = [*probe.special_tokens_mask, 0].index(0)  # a prompt is in it
@@ -49,7 +49,7 @@ def token_vectors(encoder: TextEncoder, progress: Progress = silent) -> npt.NDAr
     for first in range(0, len(ids), _BATCH):
         progress("token vectors", first, len(ids))
         batch = ids[first : first + _BATCH]
-        table[batch] = runtime([[*start, id_, *end] for id_ in batch])
+        table[batch] = encoder.said([[*start, id_, *end] for id_ in batch])
     progress("token vectors", len(ids), len(ids))
     if not np.isfinite(table).all():
         raise ModelError(

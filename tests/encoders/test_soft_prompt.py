@@ -19,7 +19,8 @@ from transformers import AutoModel, AutoTokenizer
 from kgrank.encoders import compression, exporting
 from kgrank.encoders.compression import compress
 from kgrank.encoders.finetuning import Finetuned, FinetuneSettings, finetune
-from kgrank.encoders.soft_prompt import prompted, special_tokens
+from kgrank.encoders.runtimes import special_tokens
+from kgrank.encoders.soft_prompt import prompted
 from kgrank.encoders.static import token_vectors
 from kgrank.encoders.text import TextEncoder
 from kgrank.errors import ConfigError, ModelError
@@ -132,12 +133,12 @@ def test_a_class_that_makes_its_own_template_is_not_named(
     about = json.loads((start / "tokenizer_config.json").read_text())
     about["tokenizer_class"] = "BertTokenizer"
     (start / "tokenizer_config.json").write_text(json.dumps(about))
-    assert type(TextEncoder.load(start, "cpu").tokenizer).__name__ == "BertTokenizer"
-    with pytest.raises(ModelError, match="found token number 16 in the tokenizer and 16 entries"):
-        tuned(start, tmp_path / "out")  # the class adds [MASK]
+    with pytest.raises(ModelError, match="found token number 16 in the tokenizer and 16 rows"):
+        TextEncoder.load(start, "cpu")  # the class adds [MASK]
     model: Any = AutoModel.from_pretrained(str(start))
     model.resize_token_embeddings(WORDS + 1)
     model.save_pretrained(start)
+    assert type(TextEncoder.load(start, "cpu").tokenizer).__name__ == "BertTokenizer"
     tuned(start, tmp_path / "out", epochs=1)
     encoder = TextEncoder.load(tmp_path / "out", "cpu")
     assert encoder.tokenise(["red lamp"])[0] == [[2, 17, 18, 19, RED, LAMP, 3]]
@@ -149,7 +150,7 @@ def test_no_text_is_read_as_the_prompt(learned: tuple[Path, Finetuned]) -> None:
     (ids,), _ = encoder.tokenise(["[PROMPT] red [PROMPT] \ue000"])
     assert [place for place, token in enumerate(ids) if token >= WORDS] == [1, 2, 3]
     assert max(encoder.tokenizer.get_vocab().values()) < WORDS
-    assert special_tokens(encoder) == {0, 1, 2, 3, 16, 17, 18}
+    assert special_tokens(encoder.loaded[1]) == {0, 1, 2, 3, 16, 17, 18}
 
 
 def test_a_token_added_behind_a_prompt_is_refused(
@@ -160,13 +161,13 @@ def test_a_token_added_behind_a_prompt_is_refused(
     tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
     tokenizer.add_tokens(["velvet"])
     tokenizer.save_pretrained(str(folder))
-    told = r"token number 16 .* 16 entries in the model, but for its prompt.* add it first"
+    told = r"token number 16 .* 16 rows in .*, but for its prompt.* add it first"
     with pytest.raises(ModelError, match=told):
         TextEncoder.load(folder, "cpu")
     model: Any = AutoModel.from_pretrained(str(folder))
     model.resize_token_embeddings(len(tokenizer))  # which takes two rows of the prompt away
     model.save_pretrained(str(folder))
-    with pytest.raises(ModelError, match=r"token number 16 .* 14 entries"):
+    with pytest.raises(ModelError, match=r"token number 16 .* 14 rows"):
         TextEncoder.load(folder, "cpu")
 
 
