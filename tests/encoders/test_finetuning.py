@@ -364,3 +364,7 @@ def test_what_cannot_be_fine_tuned_is_told(
         )
     with pytest.raises(ModelError, match=r"found no finetuning\.json"):
         Predictor.load(start)
+    shutil.copy(start / "model.safetensors", copied / "heads.safetensors")
+    (copied / "finetuning.json").write_text('{"a": 1}')
+    with pytest.raises(ModelError, match=r"finetuning\.json: found nothing of settings, tasks"):
+        Predictor.load(copied)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, processors
 from transformers import AutoModel, AutoTokenizer
 
-from kgrank.encoders import compression, exporting
 from kgrank.encoders.compression import compress
 from kgrank.encoders.finetuning import Finetuned, FinetuneSettings, finetune
 from kgrank.encoders.runtimes import special_tokens
@@ -200,13 +200,12 @@ def test_a_second_prompt_stands_behind_the_first(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["prompt_tokens"] == 5
 
 
-def test_smaller_forms_keep_the_prompt(
-    learned: tuple[Path, Finetuned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.skipif(
+    not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))),
+    reason="kgrank[onnx] is not installed",
+)
+def test_smaller_forms_keep_the_prompt(learned: tuple[Path, Finetuned], tmp_path: Path) -> None:
     encoder = TextEncoder.load(learned[0], "cpu")
-    # A graph takes seconds to export; what it is given is told by what lies beside it.
-    monkeypatch.setattr(compression, "need_exporter", lambda: None)
-    monkeypatch.setattr(exporting, "export_graph", lambda model, path: path.write_bytes(b""))
     for method in ("onnx", "layers", "static"):
         (tmp_path / method).mkdir()
         compress(learned[0], tmp_path / method, method, device="cpu")  # type: ignore[arg-type]
