@@ -28,7 +28,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from kgrank.encoders.text import TextEncoder, check_texts, says_something
+from kgrank.encoders.reading import check_texts, says_something
+from kgrank.encoders.text import TextEncoder
 from kgrank.progress import Count
 
 _log = logging.getLogger(__name__)

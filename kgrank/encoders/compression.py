@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -358,20 +359,20 @@ def _lessons(
     def told(done: int, total: int) -> None:
         progress("reading texts", done, total)
 
-    if cache is None:
-        vectors = teacher.encode(texts, progress=told)
-    else:
-        vectors = encode_cached(teacher, texts, VectorCache(cache), told)[0]
     encodings = teacher.loaded[1].encode_batch_fast(texts, add_special_tokens=known is None)
     ids = [
         encoding.ids if known is None else [token for token in encoding.ids if known[token]]
         for encoding in encodings
     ]
-    said = [row for row in range(len(texts)) if ids[row] and vectors[row].any()]
     strange = special_tokens(teacher.loaded[1])
-    if all(token in strange for row in said for token in ids[row]):
+    if strange.issuperset(chain.from_iterable(ids)):
         found = f"{len(texts)} text(s), such as {texts[0][:40]!r}, with no word that it knows"
         allowed = f"texts in the language of {teacher.name}"
         mend = "Name other columns in [compress] fields, or take the method layers, onnx or int8."
         raise DataError([Fault("items", None, None, found, allowed, mend)])
+    if cache is None:
+        vectors = teacher.encode(texts, progress=told)
+    else:
+        vectors = encode_cached(teacher, texts, VectorCache(cache), told)[0]
+    said = [row for row in range(len(texts)) if ids[row] and vectors[row].any()]
     return Lessons([ids[row] for row in said], vectors[said])

@@ -222,8 +222,7 @@ def cannot_load(kind: str, folder: Path, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{said}found a model whose code lies beside its weights; allowed: one that "
-            "transformers itself knows, since kgrank runs no code from a folder. Choose an encoder "
-            "such as BERT, RoBERTa, MPNet or ModernBERT."
+            "transformers itself knows, since kgrank runs no code from a folder. Choose one."
         )
     return ModelError(f"{said}{error}")
 

@@ -28,7 +28,8 @@ from kgrank.encoders.folders import (
     quiet_transformers,
     write_figures,
 )
-from kgrank.encoders.text import TextEncoder, no_known_word
+from kgrank.encoders.reading import no_known_word
+from kgrank.encoders.text import TextEncoder
 from kgrank.errors import ModelError
 from kgrank.files import check_new, new_folder
 from kgrank.progress import Progress, silent

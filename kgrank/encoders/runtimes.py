@@ -92,8 +92,9 @@ def load_runtime(
                 "Python; allowed: one of the package tokenizers, which tokenizer.json holds. "
                 "Choose an encoder such as BERT, RoBERTa, MPNet or ModernBERT."
             )
-        rows = model.get_input_embeddings().weight.shape[0]
-        check_vocabulary(folder, backend.get_vocab(), rows, prompt_tokens(model.config))
+        table = getattr(model.get_input_embeddings(), "weight", None)
+        if table is not None:
+            check_vocabulary(folder, backend.get_vocab(), len(table), prompt_tokens(model.config))
         projection = pooling.projection()
         if projection is not None:
             projection = projection.to(device)
@@ -103,8 +104,9 @@ def load_runtime(
     backend = _read_tokenizer(folder)
     if form == "onnx":
         config = SimpleNamespace(**read_json(folder / "config.json"))
-        if rows := getattr(config, "vocab_size", None):
-            check_vocabulary(folder, backend.get_vocab(), int(rows), prompt_tokens(config))
+        rows = getattr(config, "vocab_size", None)
+        if isinstance(rows, int):
+            check_vocabulary(folder, backend.get_vocab(), rows, prompt_tokens(config))
         return OnnxRuntime(_session(folder / ONNX_FILE), pooling.mode, pad_id or 0), backend
     return StaticRuntime(_read_table(folder, backend)), backend
 

@@ -26,6 +26,7 @@ from kgrank.encoders.folders import (
     read_json,
 )
 from kgrank.encoders.pooling import Mode, Pooling, read_pooling, write_pooling
+from kgrank.encoders.reading import check_texts, no_known_word, says_something
 from kgrank.encoders.runtimes import (
     ONNX_FILE,
     Form,
@@ -107,38 +108,6 @@ def _as_text(value: Any) -> str:
     if isinstance(value, (list, tuple, np.ndarray)):
         return ", ".join(filter(None, map(_as_text, value)))
     return "" if pd.isna(value) else str(value)
-
-
-def says_something(text: str) -> bool:
-    """Whether a text has a character that is neither white space nor of a category C of Unicode."""
-    return any(letter.isprintable() and letter != " " for letter in text)
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """See that texts are a list of strings.
-
-    Raises:
-        ModelError: they are one string, or one of them is none.
-    """
-    if isinstance(texts, str):
-        raise ModelError(
-            f"found one string, {texts[:40]!r}, for a list of texts; allowed: a list of strings. "
-            "Put it into brackets."
-        )
-    for place, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ModelError(
-                f"found a {type(text).__name__} as text number {place}, from 0; allowed: strings. "
-                'Give "" for a text that is missing.'
-            )
-
-
-def no_known_word(name: str, to: str = "") -> ModelError:
-    """What to say where a tokenizer knows no word of the texts (to learn from, to be held out)."""
-    return ModelError(
-        f"the vocabulary of {name} knows no word of the texts{to and f' to {to}'}; allowed: one of "
-        "their language. Take another encoder, or see whether its tokenizer's files are its own."
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +216,7 @@ class TextEncoder:
             with quiet_transformers():
                 model.save_pretrained(written)
                 tokenizer.save_pretrained(written)
-            write_pooling(written, model.config.hidden_size, pooling)
+            write_pooling(written, getattr(model.config, "hidden_size", 0), pooling)
             try:
                 cls.load(written, "cpu")
             except ModelError as error:
@@ -262,6 +231,13 @@ class TextEncoder:
         folder, form = find_folder(folder_or_name)
         config = static_config(folder) if form == "static" else read_config(folder)
         pooling = Pooling("mean") if form == "static" else read_pooling(folder)
+        width = pooling.dim or getattr(config, "hidden_size", None)
+        if not isinstance(width, int):
+            raise ModelError(
+                f"{folder}: found {width!r} as hidden_size in config.json; allowed: the width of a "
+                "token's vector. Choose an encoder of texts alone, such as BERT, RoBERTa, MPNet or "
+                "ModernBERT."
+            )
         limit = token_limit(folder, config, max_tokens)
         graph = (ONNX_FILE.as_posix(),) if form == "onnx" else ()
         decisive = ("*.safetensors", "config.json", *decisive_files(folder), *graph)
@@ -270,7 +246,7 @@ class TextEncoder:
             folder=folder,
             form=form,
             device=device_of(form, device, folder),
-            dim=pooling.dim or config.hidden_size,
+            dim=width,
             max_tokens=limit,
             pooling=pooling,
             fingerprint=fingerprint_of(folder, decisive, f"max_tokens={limit}"),

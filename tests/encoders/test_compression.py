@@ -248,7 +248,8 @@ def test_texts_that_the_encoder_cannot_read_are_refused(
         with pytest.raises(DataError, match=r"columns in \[compress\] fields"):
             compress(tiny_folder, tmp_path, method, ONE, texts=texts)
     with pytest.raises(DataError, match="with no word that it knows"):
-        compress(tiny_folder, tmp_path, method, ONE, texts=["☂ ☃", "☄ ★", "☂ ★"])
+        strange = ["☂ ☃", "☄ ★", "☂ ★"]
+        compress(tiny_folder, tmp_path / "out", method, ONE, texts=strange, cache=tmp_path / "c")
 
 
 def test_a_fitted_table_by_hand() -> None:

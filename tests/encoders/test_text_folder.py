@@ -277,6 +277,11 @@ def test_lengths_that_are_no_numbers_are_refused(copied: Path) -> None:
     refused(copied, "found a length of texts that is no number")
 
 
+def test_a_model_of_texts_and_pictures_is_refused(copied: Path) -> None:
+    (copied / "config.json").write_text('{"model_type": "clip"}')
+    refused(copied, "found None as hidden_size in config.json; allowed: the width of a token's")
+
+
 def test_code_in_a_folder_is_not_run(copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
     custom = {"model_type": "mine", "auto_map": {"AutoConfig": "m.C", "AutoModel": "m.M"}}
