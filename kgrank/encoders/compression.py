@@ -39,6 +39,7 @@ from kgrank.encoders.folders import (
     read_json,
     write_tokenizer,
 )
+from kgrank.encoders.reading import whole_texts
 from kgrank.encoders.runtimes import special_tokens
 from kgrank.encoders.static import (
     static_table,
@@ -359,7 +360,9 @@ def _lessons(
     def told(done: int, total: int) -> None:
         progress("reading texts", done, total)
 
-    encodings = teacher.loaded[1].encode_batch_fast(texts, add_special_tokens=known is None)
+    encodings = teacher.loaded[1].encode_batch_fast(
+        whole_texts(texts), add_special_tokens=known is None
+    )
     ids = [
         encoding.ids if known is None else [token for token in encoding.ids if known[token]]
         for encoding in encodings

@@ -13,6 +13,11 @@ def says_something(text: str) -> bool:
     return text[:1].isalnum() or any(letter.isprintable() and letter != " " for letter in text)
 
 
+def whole_texts(texts: Sequence[str]) -> list[str]:
+    """The texts as a tokenizer takes them: a lone surrogate, half of an emoji, reads as "?"."""
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+
+
 def check_texts(texts: Sequence[str]) -> None:
     """See that texts are a list of strings.
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from kgrank.encoders.reading import whole_texts
 from kgrank.encoders.runtimes import STATIC, TABLE, TABLE_FILE
 from kgrank.encoders.teaching import widest_axes
 from kgrank.encoders.text import TextEncoder
@@ -103,7 +104,9 @@ def token_shares(
         ranks = np.arange(2, entries + 2, dtype=np.float64)
         return np.asarray(1.0 / ranks / (1.0 / ranks).sum())
     counts = np.full(entries, _SMOOTH)
-    for encoding in encoder.loaded[1].encode_batch_fast(texts, add_special_tokens=False):
+    for encoding in encoder.loaded[1].encode_batch_fast(
+        whole_texts(texts), add_special_tokens=False
+    ):
         np.add.at(counts, encoding.ids, 1.0)
     return np.asarray(counts / counts.sum())
 

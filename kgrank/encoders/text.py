@@ -26,7 +26,7 @@ from kgrank.encoders.folders import (
     read_json,
 )
 from kgrank.encoders.pooling import Mode, Pooling, read_pooling, write_pooling
-from kgrank.encoders.reading import check_texts, no_known_word, says_something
+from kgrank.encoders.reading import check_texts, no_known_word, says_something, whole_texts
 from kgrank.encoders.runtimes import (
     ONNX_FILE,
     Form,
@@ -395,10 +395,8 @@ class TextEncoder:
 
     def tokenise(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each text (none if it says nothing), and whether it was cut."""
-        # A lone surrogate, half of an emoji, is no Unicode that the tokenizer would take.
-        whole = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         marked = self.form != "static"  # a table knows no token for a text's beginning and end
-        encodings = self.loaded[1].encode_batch_fast(whole, add_special_tokens=marked)
+        encodings = self.loaded[1].encode_batch_fast(whole_texts(texts), add_special_tokens=marked)
         speaking = list(map(says_something, texts))
         ids = [
             encoding.ids if says and sum(encoding.special_tokens_mask) < len(encoding.ids) else []

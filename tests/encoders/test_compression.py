@@ -252,6 +252,13 @@ def test_texts_that_the_encoder_cannot_read_are_refused(
         compress(tiny_folder, tmp_path / "out", method, ONE, texts=strange, cache=tmp_path / "c")
 
 
+@pytest.mark.parametrize("method", ["static", "distil"])
+def test_half_an_emoji_is_learned_from(method: Method, tiny_folder: Path, tmp_path: Path) -> None:
+    texts = [*TEXTS, "red lamp \ud83d"]
+    settings = CompressSettings(layers=1, epochs=1)
+    assert made(tiny_folder, tmp_path / "out", method, settings=settings, texts=texts).dim == 16
+
+
 def test_a_fitted_table_by_hand() -> None:
     """One text of two tokens, half of each: rows 0 and 0, wanted 1, strength 1/2.
 
