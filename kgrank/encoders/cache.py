@@ -28,6 +28,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from kgrank.encoders.reading import check_texts, says_something
 from kgrank.encoders.text import TextEncoder
 from kgrank.progress import Count
 
@@ -200,9 +201,11 @@ def encode_cached(
         (n, dim) float32 rows of length 1 or zero, and what it took.
 
     Raises:
-        ModelError: the model gives numbers that are not finite.
+        ModelError: the tokenizer knows no word of texts that say something; or as
+            `TextEncoder.embed`.
         OSError: the cache cannot be written to.
     """
+    check_texts(texts)
     number: dict[str, int] = {}  # of each distinct text, as they come
     for text in texts:
         number.setdefault(text, len(number))
@@ -211,8 +214,14 @@ def encode_cached(
     # By length, so that the texts of a part pad each other little; the longest first, so that the
     # time left is not underestimated.
     lengths = np.array([len(text) for text in distinct], dtype=np.int64)
+    seen: list[bool] = []  # whether the texts were looked at, before the first is encoded
 
     def embed(rows: Rows, progress: Count | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if not seen:
+            speaking = [text for text in distinct if says_something(text)]
+            if speaking:
+                encoder.check_words(speaking)
+            seen.append(True)
         found, cut = encoder.embed([distinct[row] for row in rows], progress=progress)
         return found, cut, np.ones(len(rows), dtype=bool)
 

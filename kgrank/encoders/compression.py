@@ -13,9 +13,12 @@ Each folder is one that `TextEncoder.load` takes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -27,13 +30,17 @@ from pydantic import Field
 from kgrank.devices import choose_device
 from kgrank.encoders.cache import VectorCache, encode_cached
 from kgrank.encoders.corpus import split_texts
+from kgrank.encoders.dropping import drop_layers
 from kgrank.encoders.exporting import need_exporter, write_onnx
 from kgrank.encoders.folders import (
     copy_text_files,
     load_transformer,
     quiet_transformers,
+    read_json,
     write_tokenizer,
 )
+from kgrank.encoders.reading import whole_texts
+from kgrank.encoders.runtimes import special_tokens
 from kgrank.encoders.static import (
     static_table,
     token_shares,
@@ -51,6 +58,7 @@ from kgrank.encoders.teaching import (
 )
 from kgrank.encoders.text import TextEncoder
 from kgrank.errors import ConfigError, DataError, Fault, ModelError
+from kgrank.files import check_new, new_folder
 from kgrank.progress import Progress, silent
 from kgrank.settings import LearnSettings, Section
 
@@ -146,11 +154,11 @@ def compress(
     sinks: Sequence[Sink] = (),
     progress: Progress = silent,
 ) -> Compressed:
-    """Make a smaller encoder and write it into an empty folder.
+    """Make a smaller encoder and write it into a new folder.
 
     Args:
         start: "minilm", or the folder of a transformer that `TextEncoder.load` takes.
-        folder: where it is written; `kgrank.files.new_folder` gives one that is whole or not there.
+        folder: where it is written, whole or not at all; not there yet, or empty.
         method: how; see the head of this file.
         settings: the `[compress]` section; its defaults if None.
         texts: what distil and static learn from; static does without.
@@ -162,14 +170,16 @@ def compress(
         progress: told of each stage.
 
     Raises:
-        ConfigError: there are not so many layers.
+        ConfigError: there is something in the folder, or there are not so many layers.
         DataError: fewer than two texts say something, or none on a side says it in words that the
             encoder knows, with distil, or with static and texts.
-        ModelError: the start is no transformer encoder, or its layers cannot be told; what the
-            method needs is not installed; training diverges; the checkpoint is damaged.
+        ModelError: the start is no transformer encoder, its layers cannot be told, or the method is
+            not for such a model; what the method needs is not installed; training diverges; the
+            checkpoint is damaged.
         OSError: the folder cannot be written to.
     """
     settings = settings or CompressSettings()
+    check_new(folder)
     if method in ("onnx", "int8"):
         need_exporter()
     encoder = TextEncoder.load(start, "cpu")
@@ -186,17 +196,19 @@ def compress(
     about: dict[str, Any] = {"start": str(start), "fingerprint": encoder.fingerprint}
     if method == "static":
         table, learned = _table(encoder, texts, settings, device, cache, progress)
-        write_static(folder, table, encoder.name, settings.rarity)
-        write_tokenizer(folder, encoder.loaded[1])
+        with new_folder(folder) as written:
+            write_static(written, table, encoder.name, settings.rarity)
+            write_tokenizer(written, encoder.loaded[1])
         return Compressed(method, **about, **learned)
     model = _model_of(encoder)
     if method in ("onnx", "int8"):
         progress("export", 0, 1)
-        write_onnx(folder, model, small=method == "int8")
-        copy_text_files(encoder.folder, folder)
-        write_tokenizer(folder, encoder.loaded[1])
-        config = model.config.to_json_string(use_diff=False)
-        (folder / "config.json").write_text(config, "utf-8")
+        with _made_of(encoder, method, folder) as written:
+            write_onnx(written, model, small=method == "int8")
+            copy_text_files(encoder.folder, written)
+            write_tokenizer(written, encoder.loaded[1])
+            config = model.config.to_json_string(use_diff=False)
+            (written / "config.json").write_text(config, "utf-8")
         progress("export", 1, 1)
         return Compressed(method, **about)
     about["layers"] = drop_layers(model, settings.layers, settings.keep)
@@ -206,10 +218,37 @@ def compress(
         )
         cosines = (before, *trained.valid)
         about |= {"cosines": cosines, "best_epoch": trained.best_epoch, "texts": n_texts}
-    with quiet_transformers():
-        model.cpu().save_pretrained(folder)
-    copy_text_files(encoder.folder, folder)
+    with _made_of(encoder, method, folder) as written:
+        with quiet_transformers():
+            model.cpu().save_pretrained(written)
+        copy_text_files(encoder.folder, written)
     return Compressed(method, **about)
+
+
+@contextmanager
+def _made_of(encoder: TextEncoder, method: Method, folder: Path) -> Iterator[Path]:
+    """A new folder for what is written, which stays only if it loads.
+
+    Raises:
+        ModelError: it cannot be written, or not be loaded: the method is not for such a model.
+        OSError: the folder cannot be written to.
+    """
+    written = folder
+    try:
+        with new_folder(folder) as written:
+            yield written
+            TextEncoder.load(written, "cpu")
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:  # exporters and models raise any kind, some of many lines
+        kind = read_json(encoder.folder / "config.json").get("model_type")
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
+        reason = plain.replace(str(written), str(folder))
+        raise ModelError(
+            f"{encoder.name}: found a {kind} model, of which the method {method} makes no encoder "
+            f"({type(error).__name__}: {reason}); allowed: one such as BERT, RoBERTa, MPNet or "
+            "ModernBERT. Take another method, such as static."
+        ) from error
 
 
 def _model_of(encoder: TextEncoder) -> Any:
@@ -218,64 +257,6 @@ def _model_of(encoder: TextEncoder) -> Any:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # no vector of a text passes through it
     return model.eval()
-
-
-def drop_layers(model: Any, n: int | None, keep: str) -> tuple[int, ...]:
-    """Keep n layers of a transformer, in place.
-
-    Dropping layers of a trained model is from Sajjad et al. 2023, "On the effect of dropping layers
-    of pre-trained transformer models".
-
-    Args:
-        model: of transformers.
-        n: how many stay; half of them, rounded up, if None.
-        keep: "spread" or "first".
-
-    Returns:
-        Which stay, by number from 0; the first always does.
-
-    Raises:
-        ConfigError: there are not more than n layers.
-        ModelError: what its layers are cannot be told, or there is only one.
-    """
-    from torch.nn import ModuleList
-
-    config = model.config
-    total = config.num_hidden_layers
-    lists = [
-        (name, part)
-        for name, part in model.named_modules()
-        if isinstance(part, ModuleList) and len(part) == total
-    ]
-    if len(lists) != 1:
-        raise ModelError(
-            f"found {len(lists)} lists of {total} layers in a {config.model_type} model; allowed: "
-            "one. Choose an encoder such as BERT, RoBERTa, MPNet or ModernBERT, or the method "
-            "static or int8."
-        )
-    if total < 2:
-        raise ModelError(
-            "found an encoder of a single layer; allowed: two or more, of which some can be "
-            "dropped. Take the method static or int8."
-        )
-    n = n or (total + 1) // 2
-    if n >= total:
-        raise ConfigError(
-            f"compress.layers: found {n}; allowed: 1 to {total - 1}, since the encoder has {total} "
-            "layers. Keep fewer."
-        )
-    if keep == "first" or n == 1:
-        kept = tuple(range(n))
-    else:
-        kept = tuple((place * (total - 1) + (n - 1) // 2) // (n - 1) for place in range(n))
-    name, layers = lists[0]
-    holder, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(holder), attribute, ModuleList([layers[i] for i in kept]))
-    config.num_hidden_layers = n
-    kinds = getattr(config, "layer_types", None)  # where layers differ in what they attend to
-    if kinds:
-        config.layer_types = [kinds[i] for i in kept]
-    return kept
 
 
 def _table(
@@ -379,19 +360,22 @@ def _lessons(
     def told(done: int, total: int) -> None:
         progress("reading texts", done, total)
 
-    if cache is None:
-        vectors = teacher.encode(texts, progress=told)
-    else:
-        vectors = encode_cached(teacher, texts, VectorCache(cache), told)[0]
-    encodings = teacher.loaded[1].encode_batch_fast(texts, add_special_tokens=known is None)
+    encodings = teacher.loaded[1].encode_batch_fast(
+        whole_texts(texts), add_special_tokens=known is None
+    )
     ids = [
         encoding.ids if known is None else [token for token in encoding.ids if known[token]]
         for encoding in encodings
     ]
-    said = [row for row in range(len(texts)) if ids[row] and vectors[row].any()]
-    if not said:
+    strange = special_tokens(teacher.loaded[1])
+    if strange.issuperset(chain.from_iterable(ids)):
         found = f"{len(texts)} text(s), such as {texts[0][:40]!r}, with no word that it knows"
         allowed = f"texts in the language of {teacher.name}"
         mend = "Name other columns in [compress] fields, or take the method layers, onnx or int8."
         raise DataError([Fault("items", None, None, found, allowed, mend)])
+    if cache is None:
+        vectors = teacher.encode(texts, progress=told)
+    else:
+        vectors = encode_cached(teacher, texts, VectorCache(cache), told)[0]
+    said = [row for row in range(len(texts)) if ids[row] and vectors[row].any()]
     return Lessons([ids[row] for row in said], vectors[said])

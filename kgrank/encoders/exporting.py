@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,11 @@ def round_weights(whole: Path, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings or log lines of the exporter inside."""
+    """Nothing that the exporter prints, warns of or logs inside; what it raises says enough."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -23,7 +23,6 @@ from pydantic import Field, model_validator
 
 from kgrank.devices import choose_device
 from kgrank.encoders.folders import (
-    check_vocabulary,
     copy_text_files,
     quiet_transformers,
     write_figures,
@@ -254,7 +253,6 @@ def finetune(
     examples = read_examples(tasks, kinds, items, seen, catalogue, settings)
     torch.manual_seed(settings.seed)  # of weights that the folder lacks, too
     encoder = TextEncoder.load(start, at, settings.max_tokens)
-    check_vocabulary(encoder.folder, encoder.tokenizer.get_vocab(), encoder.model.config)
     texts = tuple(dict.fromkeys([*catalogue.texts, *examples.texts()]))
     other = None if translate is None else in_other_words(translate, texts)
     model = TunedText(

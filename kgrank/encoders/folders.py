@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 from xml.sax.saxutils import escape
 
@@ -23,18 +23,34 @@ if TYPE_CHECKING:
 
 FETCH = "Nothing is downloaded: fetch a model first, as with `hf download NAME --local-dir FOLDER`."
 
-_TEXT_FILES = (  # the tokenizer, and how token vectors are pooled
-    *("*token*.json", "vocab.*", "merges.txt", "*.model"),
-    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-    *("1_Pooling/config.json", "*_Dense/*"),
-)
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")  # one of them holds the tokens
+_STATED = ("sentence_bert_config.json", "config_sentence_transformers.json")
+
+
+def decisive_files(folder: Path) -> tuple[str, ...]:
+    """Patterns of the files that say how text becomes tokens, and tokens a vector.
+
+    Raises:
+        ModelError: modules.json cannot be understood.
+    """
+    named = [f"{path}/*" for _, path in read_modules(folder) if path]
+    return (
+        *("*token*.json", "vocab.*", "merges.txt", "*.model"),
+        *("modules.json", "1_Pooling/config.json", "*_Dense/*", *named),
+    )
 
 
 def copy_text_files(folder: Path, to: Path) -> None:
-    """Copy how text becomes tokens, and tokens a vector, to the letter."""
-    for path in {path for pattern in _TEXT_FILES for path in folder.glob(pattern)}:
+    """Copy how text becomes tokens, and tokens a vector, to the letter.
+
+    Raises:
+        ModelError: modules.json cannot be understood.
+        OSError: a file cannot be read or written.
+    """
+    patterns = (*decisive_files(folder), *_STATED)
+    for path in {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}:
         copy = to / path.relative_to(folder)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
 
 
@@ -70,14 +86,75 @@ def check_weights(folder: Path) -> None:
     )
 
 
-def read_json(path: Path) -> Any:
-    """The file's content; an empty dict where there is no file.
+def check_tokenizer(folder: Path) -> None:
+    """See that the folder has a tokenizer; transformers would make one up, which knows no word.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
+        raise ModelError(
+            f"{folder} holds no tokenizer: found none of tokenizer.json, vocab.txt, vocab.json and "
+            "*.model; allowed: the tokenizer that the model was trained with. Copy its files from "
+            "the model's source, or choose another encoder if it has none because it reads single "
+            "characters, as CANINE does."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no file.
+
+    Raises:
+        ModelError: it is no JSON, or no object.
+    """
+    content = _read(path)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path}: found a {type(content).__name__}; allowed: a JSON object, {{…}}. Get the "
+            "file anew from its source."
+        )
+    return content
+
+
+def read_modules(folder: Path) -> list[tuple[str, str]]:
+    """What modules.json says comes after one another: names such as "Pooling", and their folders.
+
+    A folder is relative, "" for the encoder's own. Nothing where there is no such file.
+
+    Raises:
+        ModelError: it is no list of modules, or names a folder elsewhere.
+    """
+    path = folder / "modules.json"
+    content = _read(path)
+    try:
+        listed = [] if content is None else [entry["type"] for entry in list(content)]
+        paths = [PurePosixPath(entry.get("path") or "") for entry in content or []]
+        names = [name.rsplit(".", 1)[-1] for name in listed]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path}: found something else than a list of modules ({error!r}); allowed: a list of "
+            'objects with "type" and "path", as sentence-transformers writes it. Get the file anew '
+            "from its source."
+        ) from None
+    for inside in paths:
+        if inside.is_absolute() or ".." in inside.parts or not set("*?[").isdisjoint(str(inside)):
+            raise ModelError(
+                f"{path}: found the folder {str(inside)!r}; allowed: one within {folder}. Get the "
+                "file anew from its source."
+            )
+    return [(name, "/".join(inside.parts)) for name, inside in zip(names, paths, strict=True)]
+
+
+def _read(path: Path) -> Any:
+    """A JSON file's content; None where there is no file.
 
     Raises:
         ModelError: it is no JSON.
     """
     try:
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return json.loads(path.read_text("utf-8")) if path.is_file() else None
     except ValueError as error:
         raise ModelError(
             f"{path} is no valid JSON ({error}); get it anew from its source"
@@ -87,7 +164,8 @@ def read_json(path: Path) -> Any:
 def fingerprint_of(folder: Path, patterns: Sequence[str], settings: str) -> str:
     """sha256 (hex) over the files that decide a vector, by name, and the settings that do."""
     total = sha256(settings.encode())
-    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(found):
         with path.open("rb") as file:
             content = file_digest(file, "sha256").hexdigest()
         total.update(f"\n{path.relative_to(folder).as_posix()} {content}".encode())
@@ -125,16 +203,37 @@ def load_transformer(
                 output_loading_info=True,
             )
     except Exception as error:  # any of a dozen kinds, each meaning that the folder is unusable
-        raise ModelError(f"cannot load the {kind} in {folder}: {error}") from error
+        raise cannot_load(kind, folder, error) from error
     missing = sorted(report["missing_keys"])
     # The pooler is a head of pretraining that published folders often lack.
     needed = [key for key in missing if not key.startswith("pooler.")]
+    if needed and needed[0].startswith("decoder."):  # its encoder alone was saved
+        raise no_encoder(folder, model.config.model_type)
     if needed:
         raise ModelError(
             f"the weights in {folder} lack {len(needed)} tensors that config.json asks for "
             f"({needed[0]} …); get the folder anew from its source"
         )
     return model, read, not missing
+
+
+def cannot_load(kind: str, folder: Path, error: Exception) -> ModelError:
+    """What to say where transformers cannot load a folder."""
+    said = f"cannot load the {kind} in {folder}: "
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{said}found a model whose code lies beside its weights; allowed: one that "
+            "transformers itself knows, since kgrank runs no code from a folder. Choose one."
+        )
+    return ModelError(f"{said}{error}")
+
+
+def no_encoder(folder: Path, model_type: str) -> ModelError:
+    """What to say of an encoder-decoder."""
+    return ModelError(
+        f"{folder} holds a {model_type} encoder-decoder, or a half of one; allowed: an encoder "
+        "such as BERT, RoBERTa, MPNet or ModernBERT. Choose one."
+    )
 
 
 @contextmanager
@@ -157,27 +256,33 @@ def prompt_tokens(config: Any) -> int:
     return int(getattr(config, "prompt_tokens", 0))
 
 
-def check_vocabulary(folder: Path, vocabulary: Mapping[str, int], config: Any) -> None:
-    """See that a model has an entry for each token, none of them a prompt's.
+def check_vocabulary(folder: Path, vocabulary: Mapping[str, int], rows: int, prompt: int) -> None:
+    """See that a model has a row for each token, none of them a prompt's.
 
     Args:
         folder: where they are.
         vocabulary: token → number, of the tokenizer.
-        config: of the model.
+        rows: of the model's table of tokens.
+        prompt: how many of these, the last ones, are a soft prompt's.
 
     Raises:
         ModelError: it has not.
     """
-    largest, prompt = max(vocabulary.values()), prompt_tokens(config)
-    entries = config.vocab_size - prompt
-    if largest < entries:
+    if not vocabulary:
+        raise ModelError(f"{folder}: found a tokenizer of no tokens; get the folder anew")
+    largest, own = max(vocabulary.values()), rows - prompt
+    if largest < own:
         return
-    mend = "The tokenizer belongs to another model: get the folder anew from its source."
+    mend = (
+        "The tokenizer belongs to another model, or tokens were added to it alone: get the folder "
+        "anew from its source, or give the model a row for each with resize_token_embeddings."
+    )
     if prompt:
         mend = "No token can be added behind a prompt: add it first, then learn the prompt."
     raise ModelError(
-        f"{folder}: found token number {largest} in the tokenizer and {entries} entries in the "
-        f"model{', but for its prompt' if prompt else ''}; allowed: numbers below that. {mend}"
+        f"{folder}: found token number {largest} in the tokenizer and {own} rows in the model's "
+        f"table of tokens{', but for its prompt' if prompt else ''}; allowed: numbers below that. "
+        f"{mend}"
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kgrank.devices import half_precision
+from kgrank.encoders.reading import whole_texts
 from kgrank.encoders.words import HAN
 
 _WINDOW_TEXTS = 8_192  # tokenised at a time
@@ -68,10 +69,7 @@ def cut_texts(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Pieces:
     long, met, unknown = 0, 0, 0
     stranger = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     for start in range(0, len(texts), _WINDOW_TEXTS):
-        # A lone surrogate, half of an emoji, is no Unicode that the tokenizer would take.
-        window = [
-            t.encode("utf-8", "replace").decode() for t in texts[start : start + _WINDOW_TEXTS]
-        ]
+        window = whole_texts(texts[start : start + _WINDOW_TEXTS])
         for text, encoding in zip(window, backend.encode_batch(window), strict=True):
             long += bool(encoding.overflowing)
             chinese = _chinese_before(text)

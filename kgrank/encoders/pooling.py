@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kgrank.encoders.folders import read_json
+from kgrank.encoders.folders import read_json, read_modules
 from kgrank.errors import ModelError
 
 if TYPE_CHECKING:
@@ -51,14 +51,22 @@ class Pooling:
         from safetensors.torch import load_file
         from torch import nn
 
-        stated = read_json(self.dense / "config.json")
+        pickled = self.dense / "pytorch_model.bin"
         path = self.dense / "model.safetensors"
+        if pickled.is_file() and not path.is_file():
+            raise ModelError(
+                f"{self.dense} holds {pickled.name}; allowed: {path.name}, because a .bin file is "
+                "a pickle and may run code. If you trust its source, convert it once: "
+                'python -c "import torch; from safetensors.torch import save_file; '
+                f"save_file(torch.load('{pickled}', weights_only=True), '{path}')\""
+            )
+        stated = read_json(self.dense / "config.json")
         try:
             bias = bool(stated.get("bias", True))
             linear = nn.Linear(stated["in_features"], stated["out_features"], bias)
             weights = {name.removeprefix("linear."): t for name, t in load_file(path).items()}
             linear.load_state_dict(weights)
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        except (OSError, SafetensorError, KeyError, RuntimeError, TypeError) as error:
             raise ModelError(
                 f"{path}: found a projection that cannot be read ({error}); allowed: safetensors "
                 "with linear.weight and linear.bias of the sizes in config.json. Get the folder "
@@ -73,25 +81,29 @@ def read_pooling(folder: Path) -> Pooling:
     Raises:
         ModelError: it says something else.
     """
-    modules = read_json(folder / "modules.json") or []
-    names = [entry["type"].rsplit(".", 1)[-1] for entry in modules]
-    config = read_json(folder / "1_Pooling" / "config.json")
+    modules = read_modules(folder)
+    names = [name for name, _ in modules]
+    paths = dict(modules)
+    if paths.get("Transformer"):
+        raise ModelError(
+            f"{folder}: found the transformer in its folder {paths['Transformer']!r}; allowed: "
+            "config.json and its weights beside modules.json. Move its files there, and set the "
+            'module\'s "path" to "".'
+        )
+    config = read_json(folder / (paths.get("Pooling") or "1_Pooling") / "config.json")
     modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
     mode = config.get("pooling_mode", "+".join(modes) or "pooling_mode_mean_tokens")
     modes_of: dict[str, Mode] = {
         **dict.fromkeys(("mean", "pooling_mode_mean_tokens"), "mean"),
         **dict.fromkeys(("cls", "pooling_mode_cls_token"), "cls"),
     }
-    dense = [
-        folder / entry["path"]
-        for entry, name in zip(modules, names, strict=True)
-        if name == "Dense"
-    ]
+    dense = [folder / path for name, path in modules if name == "Dense"]
     stated = read_json(dense[0] / "config.json") if dense else {}
     linear = not dense or stated.get("activation_function") == _IDENTITY
-    if set(names) <= _KNOWN and mode in modes_of and len(dense) < 2 and linear:
+    known = modes_of.get(str(mode))
+    if set(names) <= _KNOWN and known and len(dense) < 2 and linear:
         where = dense[0] if dense else None
-        return Pooling(modes_of[mode], where, stated.get("out_features"))
+        return Pooling(known, where, stated.get("out_features"))
     raise ModelError(
         f"{folder} pools by {mode} with the modules {', '.join(names) or 'none'}; allowed: mean "
         "or cls pooling, without further layers but for one linear projection. Choose an encoder "
@@ -99,7 +111,7 @@ def read_pooling(folder: Path) -> Pooling:
     )
 
 
-def write_projection(folder: Path, projection: torch.nn.Linear, mode: str) -> None:
+def write_projection(folder: Path, projection: torch.nn.Linear, mode: Mode) -> None:
     """Write a projection into an encoder's folder, so that `read_pooling` finds it there.
 
     Args:
@@ -120,12 +132,7 @@ def write_projection(folder: Path, projection: torch.nn.Linear, mode: str) -> No
     (where / "config.json").write_text(json.dumps(sizes, indent=1) + "\n", "utf-8")
     tensors = {f"linear.{n}": t.detach().contiguous() for n, t in projection.named_parameters()}
     save_file(tensors, where / "model.safetensors", {"format": "pt"})
-    pooling = folder / "1_Pooling"
-    if not (pooling / "config.json").exists():
-        pooling.mkdir(exist_ok=True)
-        said = {"word_embedding_dimension": projection.in_features}
-        said |= {f"pooling_mode_{m}": on for m, on in _modes(mode).items()}
-        (pooling / "config.json").write_text(json.dumps(said, indent=1) + "\n", "utf-8")
+    write_pooling(folder, projection.in_features, mode)
     paths = {"Transformer": "", "Pooling": "1_Pooling", "Dense": DENSE, "Normalize": "3_Normalize"}
     modules = [
         {"idx": place, "name": str(place), "path": path, "type": _MODULES + name}
@@ -134,5 +141,16 @@ def write_projection(folder: Path, projection: torch.nn.Linear, mode: str) -> No
     (folder / "modules.json").write_text(json.dumps(modules, indent=1) + "\n", "utf-8")
 
 
-def _modes(mode: str) -> dict[str, bool]:
-    return {"cls_token": mode == "cls", "mean_tokens": mode == "mean"}
+def write_pooling(folder: Path, width: int, mode: Mode) -> None:
+    """Write how token vectors become one into an encoder's folder, where `read_pooling` looks.
+
+    Args:
+        folder: the encoder's.
+        width: of a token's vector.
+        mode: how.
+    """
+    said: dict[str, Any] = {"word_embedding_dimension": width}
+    said |= {f"pooling_mode_{m}_token{'s' * (m == 'mean')}": m == mode for m in ("cls", "mean")}
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    text = json.dumps(said, indent=1) + "\n"
+    (folder / "1_Pooling" / "config.json").write_text(text, "utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,17 +52,24 @@ class Predictor:
             ModelError: the folder is no fine-tuned encoder with heads, or is damaged.
         """
         path = Path(folder)
-        facts: dict[str, Any] = read_json(_facts(path))
+        facts = read_json(_facts(path))
         if not facts or not (path / HEADS).is_file():
             raise ModelError(
                 f"{folder}: found no {HEADS if facts else _facts(path).name}; allowed: the folder "
                 "of an encoder fine-tuned for click, purchase, rating or sentiment. Make one with "
                 "`kgrank finetune`."
             )
-        settings = FinetuneSettings.from_dict(facts["settings"], str(_facts(path)))
+        try:
+            stated, tasks = dict(facts["settings"]), dict(facts["tasks"])
+            classes = tuple(facts["classes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"{_facts(path)}: found nothing of settings, tasks and classes ({error!r}); "
+                "allowed: what `kgrank finetune` wrote there. Fine-tune it again."
+            ) from None
+        settings = FinetuneSettings.from_dict(stated, str(_facts(path)))
         encoder = TextEncoder.load(folder, device, settings.max_tokens)
-        classes = tuple(facts["classes"])
-        heads = heads_of(facts["tasks"], encoder.dim, settings.negatives, len(classes))
+        heads = heads_of(tasks, encoder.dim, settings.negatives, len(classes))
         try:
             heads.load_state_dict(load_file(path / HEADS))
         except (SafetensorError, RuntimeError) as error:

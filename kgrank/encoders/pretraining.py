@@ -23,12 +23,12 @@ from pydantic import Field
 from kgrank.devices import choose_device
 from kgrank.encoders.corpus import split_texts
 from kgrank.encoders.folders import (
-    check_vocabulary,
     copy_text_files,
     draw_epochs,
     quiet_transformers,
     write_figures,
 )
+from kgrank.encoders.reading import no_known_word
 from kgrank.encoders.text import TextEncoder
 from kgrank.errors import ModelError
 from kgrank.files import check_new, new_folder
@@ -174,11 +174,7 @@ def pretrain(
     model, tokenizer, kept, max_tokens = begun.model, begun.tokenizer, begun.folder, begun.limit
     pieces, held_pieces = (cut_texts(tokenizer, part, max_tokens) for part in (train, held))
     if not (len(pieces) and len(held_pieces)):
-        raise ModelError(
-            f"the vocabulary of {start} knows no word of the texts to "
-            f"{'be held out' if len(pieces) else 'learn from'}; allowed: one of their language. "
-            "Go on from another encoder, or begin from scratch."
-        )
+        raise no_known_word(str(start), "be held out" if len(pieces) else "learn from")
     if begun.headless:
         _know_frequencies(model, pieces)
     progress("tokens", 1, 1)
@@ -292,7 +288,6 @@ def _from_folder(start: str | Path, settings: PretrainSettings) -> _Begun:
             f"{where}: found a tokenizer without a mask token; allowed: one that has it, as those "
             "of BERT, RoBERTa, MPNet and ModernBERT do. Go on from such an encoder."
         )
-    check_vocabulary(encoder.folder, tokenizer.get_vocab(), model.config)
     headless = bool(report["missing_keys"])
     limit = encoder.max_tokens
     return _Begun(model, tokenizer, encoder.folder, limit, encoder.fingerprint, headless)

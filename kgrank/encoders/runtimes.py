@@ -85,21 +85,65 @@ def load_runtime(
     """
     if form == "transformer":
         model, tokenizer, _ = load_transformer(folder, "text encoder", "AutoTokenizer")
-        if prompt_tokens(model.config):
-            check_vocabulary(folder, tokenizer.get_vocab(), model.config)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelError(
+                f"{folder}: found the tokenizer {type(tokenizer).__name__}, which is written in "
+                "Python; allowed: one of the package tokenizers, which tokenizer.json holds. "
+                "Choose an encoder such as BERT, RoBERTa, MPNet or ModernBERT."
+            )
+        table = getattr(model.get_input_embeddings(), "weight", None)
+        if table is not None:
+            check_vocabulary(folder, backend.get_vocab(), len(table), prompt_tokens(model.config))
         projection = pooling.projection()
         if projection is not None:
             projection = projection.to(device)
         model = model.to(device).eval()
         runtime = TransformerRuntime(model, tokenizer, device, pooling.mode, projection)
-        return runtime, tokenizer.backend_tokenizer
+        return runtime, backend
     backend = _read_tokenizer(folder)
     if form == "onnx":
         config = SimpleNamespace(**read_json(folder / "config.json"))
-        if prompt_tokens(config):
-            check_vocabulary(folder, backend.get_vocab(), config)
+        rows = getattr(config, "vocab_size", None)
+        if isinstance(rows, int):
+            check_vocabulary(folder, backend.get_vocab(), rows, prompt_tokens(config))
         return OnnxRuntime(_session(folder / ONNX_FILE), pooling.mode, pad_id or 0), backend
     return StaticRuntime(_read_table(folder, backend)), backend
+
+
+def said_by(runtime: Runtime, folder: Path, ids: Sequence[Sequence[int]]) -> np.ndarray:
+    """What a runtime says of texts; where its model fails, one error names the model.
+
+    Args:
+        runtime: of the folder.
+        folder: where its files are.
+        ids: token numbers of b texts, none of them empty.
+
+    Returns:
+        (b, dim) float32, of any length.
+
+    Raises:
+        ModelError: the model fails.
+    """
+    try:
+        return runtime(ids)
+    except Exception as error:  # models raise any kind
+        kind = read_json(folder / "config.json").get("model_type", "nameless")
+        raise ModelError(
+            f"{folder}: found a {kind} model that fails on {len(ids)} text(s) of up to "
+            f"{max(map(len, ids))} tokens ({type(error).__name__}: {error}); allowed: an encoder "
+            "whose forward pass takes token numbers and their mask alone, as those of BERT, "
+            "RoBERTa, MPNet and ModernBERT do. Choose such an encoder, or get the folder anew from "
+            "its source."
+        ) from error
+
+
+def special_tokens(backend: tokenizers.Tokenizer) -> frozenset[int]:
+    """The tokens that are no word of a text: special ones, the unknown one, and a prompt's."""
+    added = backend.get_added_tokens_decoder().items()
+    unknown = backend.token_to_id(getattr(backend.model, "unk_token", None) or "")
+    found = {number for number, token in added if token.special} | set(backend.encode("").ids)
+    return frozenset(found if unknown is None else found | {unknown})
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,12 +326,7 @@ def _read_table(folder: Path, backend: tokenizers.Tokenizer) -> npt.NDArray[np.f
     except Exception as error:  # safetensors and numpy raise several kinds
         raise _no_table(folder, error) from error
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    largest = max(vocabulary.values())
-    if largest >= len(table):
-        raise ModelError(
-            f"{folder}: found token number {largest} in the tokenizer and {len(table)} rows in "
-            "the table; allowed: numbers below that. Get the folder anew from its source."
-        )
+    check_vocabulary(folder, vocabulary, len(table), 0)
     unknown = vocabulary.get(getattr(backend.model, "unk_token", None) or "")
     if unknown is not None:
         table[unknown] = 0.0

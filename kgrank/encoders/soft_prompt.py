@@ -20,17 +20,14 @@ import numpy as np
 import tokenizers
 
 from kgrank.encoders.folders import prompt_tokens, read_json, write_figures, write_tokenizer
-from kgrank.encoders.text import TextEncoder, model_limit
+from kgrank.encoders.runtimes import special_tokens
+from kgrank.encoders.text import TextEncoder
+from kgrank.encoders.text_folder import model_limit
 from kgrank.errors import ConfigError, ModelError
 
 _NAME = "[PROMPT]"  # in the template
 _LENGTH = ("sentence_bert_config", "max_seq_length")  # file and entry
 _READER = "PreTrainedTokenizerFast"  # takes a template as it stands; BERT's own class does not
-
-
-def special_tokens(encoder: TextEncoder) -> frozenset[int]:
-    """The tokens that are not of a text: those of the tokenizer, and of a prompt."""
-    return frozenset(encoder.tokenizer.all_special_ids) | set(encoder.loaded[1].encode("").ids)
 
 
 def prompted(encoder: TextEncoder, ids: Sequence[Sequence[int]], n: int) -> TextEncoder:
@@ -52,7 +49,7 @@ def prompted(encoder: TextEncoder, ids: Sequence[Sequence[int]], n: int) -> Text
 
     model: Any = encoder.model
     backend = encoder.loaded[1]
-    special = sorted(special_tokens(encoder))
+    special = sorted(special_tokens(backend))
     rows = model.get_input_embeddings().weight.shape[0]
     counts = np.bincount(np.fromiter(chain.from_iterable(ids), np.int64), minlength=rows)
     counts[special] = 0

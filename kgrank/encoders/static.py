@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from kgrank.encoders.reading import whole_texts
 from kgrank.encoders.runtimes import STATIC, TABLE, TABLE_FILE
 from kgrank.encoders.teaching import widest_axes
 from kgrank.encoders.text import TextEncoder
@@ -37,7 +38,7 @@ def token_vectors(encoder: TextEncoder, progress: Progress = silent) -> npt.NDAr
     Raises:
         ModelError: the model gives numbers that are not finite.
     """
-    runtime, tokenizer = encoder.loaded
+    tokenizer = encoder.loaded[1]
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     probe = tokenizer.encode("a")
     before = [*probe.special_tokens_mask, 0].index(0)  # a prompt is in it
@@ -49,7 +50,7 @@ def token_vectors(encoder: TextEncoder, progress: Progress = silent) -> npt.NDAr
     for first in range(0, len(ids), _BATCH):
         progress("token vectors", first, len(ids))
         batch = ids[first : first + _BATCH]
-        table[batch] = runtime([[*start, id_, *end] for id_ in batch])
+        table[batch] = encoder.said([[*start, id_, *end] for id_ in batch])
     progress("token vectors", len(ids), len(ids))
     if not np.isfinite(table).all():
         raise ModelError(
@@ -103,7 +104,9 @@ def token_shares(
         ranks = np.arange(2, entries + 2, dtype=np.float64)
         return np.asarray(1.0 / ranks / (1.0 / ranks).sum())
     counts = np.full(entries, _SMOOTH)
-    for encoding in encoder.loaded[1].encode_batch_fast(texts, add_special_tokens=False):
+    for encoding in encoder.loaded[1].encode_batch_fast(
+        whole_texts(texts), add_special_tokens=False
+    ):
         np.add.at(counts, encoding.ids, 1.0)
     return np.asarray(counts / counts.sum())
 

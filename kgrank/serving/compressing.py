@@ -77,6 +77,18 @@ class Comparison:
     interval: tuple[float, float] | None = None
 
 
+class LossError(ModelError):
+    """A compressed encoder is refused, since R@10 falls too far.
+
+    Attributes:
+        comparison: what was measured, of a folder that is gone.
+    """
+
+    def __init__(self, message: str, comparison: Comparison) -> None:
+        super().__init__(message)
+        self.comparison = comparison
+
+
 def compress_encoder(
     start: str | Path,
     out: str | Path,
@@ -118,7 +130,8 @@ def compress_encoder(
         ConfigError: `out` is there already, there are no tables to distil on, or there are not so
             many layers.
         DataError: the tables have nothing to learn from, nothing on valid, or no two titles.
-        ModelError: R@10 falls by more than `most_loss`; or as `kgrank.encoders.compression`.
+        LossError: R@10 falls by more than `most_loss`.
+        ModelError: as `kgrank.encoders.compression.compress`.
         OSError: the folder cannot be written.
     """
     config, target = config or Config(), Path(out)
@@ -292,9 +305,10 @@ def _refuse(comparison: Comparison, most_loss: float, force: bool) -> None:
     lost = comparison.lost
     if force or lost is None or lost <= most_loss:
         return
-    raise ModelError(
+    raise LossError(
         f"{comparison.made.method}: found R@10 on valid of {comparison.compressed.recall:.4f} "
         f"against {comparison.original.recall:.4f} with {comparison.made.start}, "
         f"{lost:.1%} less; allowed: {most_loss:.1%}. Nothing was written. Choose another method or "
-        "keep more layers, allow more with --most-loss, or keep it all the same with --force."
+        "keep more layers, allow more with --most-loss, or keep it all the same with --force.",
+        comparison,
     )

@@ -14,11 +14,20 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from safetensors.numpy import load_file, save_file
-from transformers import AlbertConfig, AlbertModel, AutoModel, BertConfig, BertModel
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    LongformerConfig,
+    LongformerModel,
+)
 
 from kgrank import extras
 from kgrank.encoders import exporting
-from kgrank.encoders.compression import CompressSettings, Method, compress, drop_layers
+from kgrank.encoders.compression import CompressSettings, Method, compress
+from kgrank.encoders.dropping import drop_layers
 from kgrank.encoders.runtimes import StaticRuntime
 from kgrank.encoders.static import static_table, token_shares, token_vectors
 from kgrank.encoders.teaching import taught_table, token_means
@@ -239,7 +248,15 @@ def test_texts_that_the_encoder_cannot_read_are_refused(
         with pytest.raises(DataError, match=r"columns in \[compress\] fields"):
             compress(tiny_folder, tmp_path, method, ONE, texts=texts)
     with pytest.raises(DataError, match="with no word that it knows"):
-        compress(tiny_folder, tmp_path, "static", ONE, texts=["☂ ☃", "☄ ★", "☂ ★"])
+        strange = ["☂ ☃", "☄ ★", "☂ ★"]
+        compress(tiny_folder, tmp_path / "out", method, ONE, texts=strange, cache=tmp_path / "c")
+
+
+@pytest.mark.parametrize("method", ["static", "distil"])
+def test_half_an_emoji_is_learned_from(method: Method, tiny_folder: Path, tmp_path: Path) -> None:
+    texts = [*TEXTS, "red lamp \ud83d"]
+    settings = CompressSettings(layers=1, epochs=1)
+    assert made(tiny_folder, tmp_path / "out", method, settings=settings, texts=texts).dim == 16
 
 
 def test_a_fitted_table_by_hand() -> None:
@@ -398,7 +415,64 @@ def test_too_many_layers_no_encoder_and_a_small_one_are_refused(
         compress("nowhere", tmp_path, "layers")
     made(tiny_folder, tmp_path / "table", "static")
     with pytest.raises(ModelError, match="found an encoder of the form static"):
-        compress(tmp_path / "table", tmp_path, "layers")
+        compress(tmp_path / "table", tmp_path / "out", "layers")
+    with pytest.raises(ConfigError, match="table: found something there already"):
+        compress(tiny_folder, tmp_path / "table", "layers")
+
+
+@pytest.mark.parametrize("method", ["layers", pytest.param("int8", marks=needs_onnx)])
+def test_a_model_that_a_method_is_not_for_is_refused_and_nothing_is_written(
+    method: Method, tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Longformer has a window for each layer, and a graph that depends on a text's length."""
+    start = tmp_path / "start"
+    shape = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 32}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "attention_window": [8, 8]}
+    config = LongformerConfig(**shape, **heads, max_position_embeddings=66)
+    LongformerModel(config).save_pretrained(start)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_folder / name, start)
+    capfd.readouterr()
+    match = f"found a longformer model, of which the method {method} makes no encoder.* allowed"
+    with pytest.raises(ModelError, match=match) as told:
+        compress(start, tmp_path / "out", method)
+    assert "\n" not in str(told.value)
+    assert "\x1b" not in str(told.value)
+    assert list(tmp_path.iterdir()) == [start]
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", 32, "found vectors of 16 numbers, where 32 are stated; allowed: as many"),
+        ("vocab_size", 12, "found token number 15 in the tokenizer and 12 rows"),
+    ],
+)
+def test_a_graph_beside_another_models_config_is_refused(
+    key: str, value: int, message: str, graph: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(graph, tmp_path / "graph"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ModelError, match=message):
+        TextEncoder.load(folder)
+
+
+@needs_onnx
+def test_a_graph_without_a_row_for_each_token_is_refused(graph: Path, tmp_path: Path) -> None:
+    """Where config.json does not say how many there are."""
+    folder = Path(shutil.copytree(graph, tmp_path / "graph"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["vocab_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert TextEncoder.load(folder).encode(["red"]).any()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["velvet"] = 16
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match=f"{folder}: found a bert model that fails on 1 text"):
+        TextEncoder.load(folder)
 
 
 def test_a_table_does_not_run_on_a_gpu(tiny_folder: Path, tmp_path: Path) -> None:

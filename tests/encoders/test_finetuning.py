@@ -378,7 +378,7 @@ def test_what_cannot_be_fine_tuned_is_told(
         for name, tensor in weights.items()
     }
     save_file(small, copied / "model.safetensors", {"format": "pt"})
-    mismatch = r"found token number \d+ in the tokenizer and 20 entries"
+    mismatch = r"found token number \d+ in the tokenizer and 20 rows"
     refused(ModelError, mismatch, {"next": 1.0}, folder=copied)
     (copied / "tokenizer.json").write_text("{}")
     refused(ModelError, "cannot load the text encoder", {"next": 1.0}, folder=copied)
@@ -397,3 +397,7 @@ def test_what_cannot_be_fine_tuned_is_told(
         )
     with pytest.raises(ModelError, match=r"found no finetuning\.json"):
         Predictor.load(start)
+    shutil.copy(start / "model.safetensors", copied / "heads.safetensors")
+    (copied / "finetuning.json").write_text('{"a": 1}')
+    with pytest.raises(ModelError, match=r"finetuning\.json: found nothing of settings, tasks"):
+        Predictor.load(copied)

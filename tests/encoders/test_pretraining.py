@@ -469,7 +469,7 @@ def test_what_cannot_be_pretrained_is_told(
     weights = load_file(copied / "model.safetensors")
     small = {n: t[:20] if len(t) == config["vocab_size"] else t for n, t in weights.items()}
     _save(small, copied)
-    mismatch = r"found token number \d+ in the tokenizer and 20 entries"
+    mismatch = r"found token number \d+ in the tokenizer and 20 rows"
     refused(ModelError, mismatch, LANGUAGE, start=copied)
     (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
     refused(ModelError, r"pytorch_model\.bin.*safetensors", LANGUAGE, start=copied)

@@ -121,6 +121,12 @@ def test_too_great_a_loss_is_refused_unless_forced(
     assert refused.exit_code == 1
     assert "0.4800 against 0.5000" in refused.stderr
     assert "4.0% less; allowed: 2.0%" in refused.stderr
+    table, _, rest = refused.stdout.partition(" times smaller")  # what was measured is told
+    assert "R@10 on valid" in table
+    assert "0.4800" in table
+    assert "cosine 0." in rest
+    assert "R@10 lost: 4.0%" in rest
+    assert "To use it" not in rest
     assert list(tmp_path.iterdir()) == []
     assert [bundle.config.fit.refit for bundle in fitted] == [False, False]
     assert fitted[0].config.text.model == str(encoder)
