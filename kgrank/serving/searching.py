@@ -39,6 +39,7 @@ Judge = Callable[[Settings, Progress], Iterator[float]]
 JOURNAL, TRIALS, BEST = "trials.journal", "trials.json", "best.toml"
 TRIED = 20  # trials where nothing says how many
 _FIRST_TRIALS = 5  # that are never cut short, nor guided
+_LOCKED = 5  # seconds; a line of the journal is written in a thousandth of one
 _MARK, _BEFORE, _TOLD = "identity", "before", "told"  # what is kept beside Optuna's own figures
 
 
@@ -167,7 +168,7 @@ def _study(out: Path, mark: str, settings: TuneSettings, resume: bool) -> optuna
     """
     import optuna
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = out / JOURNAL
@@ -183,7 +184,11 @@ def _study(out: Path, mark: str, settings: TuneSettings, resume: bool) -> optuna
                 "--resume, or name another one."
             )
     out.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(path)))
+    # The lock of a writer that was killed is broken after a while, but only if its link leads
+    # somewhere: one to a relative path does not.
+    whole = str(path.resolve())
+    lock = JournalFileSymlinkLock(whole, grace_period=_LOCKED)
+    storage = JournalStorage(JournalFileBackend(whole, lock_obj=lock))
     study = optuna.create_study(
         storage=storage,
         study_name="kgrank",

@@ -201,6 +201,31 @@ def test_a_search_cut_short_again_and_again_draws_the_same_trials(
 
 
 @needs_optuna
+def test_a_search_killed_while_it_wrote_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of its journal stays behind; the folder is named from where the search began."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    monkeypatch.chdir(tmp_path)
+    space, hill = [Dimension.of("learn.rate", [1, 2, 3])], Hill()
+    released = JournalFileSymlinkLock.release
+
+    def fall(lock: JournalFileSymlinkLock) -> None:
+        if len(hill.asked) == 3:
+            raise KeyboardInterrupt
+        released(lock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileSymlinkLock, "release", fall)
+        with pytest.raises(KeyboardInterrupt):
+            search(space, hill, "out", GRID)
+    assert (tmp_path / "out" / f"{JOURNAL}.lock").is_symlink()
+    found = search(space, Hill(), "out", GRID, resume=True)
+    assert [trial.settings["learn.rate"] for trial in found.trials] == [1, 2, 3]
+
+
+@needs_optuna
 def test_folders_of_other_searches_are_refused(tmp_path: Path) -> None:
     search([Dimension.of("learn.rate", [1])], Hill(), tmp_path / "out", GRID)
     with pytest.raises(ConfigError, match="found a search there already"):
