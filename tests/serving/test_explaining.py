@@ -163,21 +163,22 @@ def test_a_shown_path_is_in_the_graph_and_carries_its_part(
         found = even.explain(user, item, max_paths=50)
         assert graph_has(graph, found)
         for path in found.paths:
-            first, product, middle, last = path.nodes
+            first, product, *between, last = path.nodes
             assert (first.id, first.type, last.id, last.type) == (user, "user", item, "item")
             assert product.type == "item" and (user, product.id) in met
             assert product.id != item
-            assert len(path.edges) == 3
+            assert len(path.edges) == len(path.nodes) - 1
             assert {path.edges[0].head, path.edges[0].tail} == {user, product.id}
             assert path.contribution > 0.0
             assert sum(path.channels.values()) == pytest.approx(path.contribution)
-            if middle.type == "user":
-                assert middle.id != user
-                assert {(middle.id, product.id), (middle.id, item)} <= met
+            if between and between[0].type == "user":
+                assert between[0].id != user
+                assert {(between[0].id, product.id), (between[0].id, item)} <= met
                 shown["user"] += 1
             else:
                 assert path.others == 0 and path.others_contribution == 0.0
-                shown["entity"] += 1
+                shown["entity" if between else "fact"] += 1
+                assert len(between) <= 1
         for channel, rest in found.remainder.items():
             carried = sum(path.channels.get(channel, 0.0) for path in found.paths)
             assert carried <= rest.paths * (1 + 1e-5) + 1e-9

@@ -38,10 +38,10 @@ def changed(bundle: Bundle, user: str, change: Change) -> Bundle:
 def test_the_change_that_is_told_lists_the_product_where_it_is_told(
     shop_bundle: Bundle, recommender: Recommender, repeats: Repeats
 ) -> None:
-    """Of twelve users each a product just below their list of ten, or any where that is short."""
+    """Of thirty users each a product just below their list of ten, or any where that is short."""
     rng = np.random.default_rng(3)
     told = 0
-    for user in map(str, rng.choice(shop_bundle.users.ids(), 12)):
+    for user in map(str, rng.choice(shop_bundle.users.ids(), 30)):
         whole = recommender.recommend([user], n=299, repeats=repeats)["item_id"].tolist()
         item = str(rng.choice(whole[9:30] if len(whole) > 30 else shop_bundle.items.ids()))
         why = recommender.why_not(user, item, repeats=repeats)
