@@ -2,10 +2,9 @@
 
 No way to find weights wins on every shop, so each is fitted on one half of the valid users and
 judged by full rankings of the other half. The best is fitted again on all; where a single channel
-is better by more than noise, that channel alone is used. Before that, the learned channel and the
-bias's curve in popularity are left out where they add no more than noise to a softmax regression.
-The gate of products never seen in training is set last, and lifting them may cost the others a
-little.
+is better by more than noise, that channel alone is used. Before that, the learned channel is left
+out where it adds no more than noise to a softmax regression. The gate of products never seen in
+training is set last, and lifting them may cost the others a little.
 """
 
 from __future__ import annotations
@@ -21,12 +20,17 @@ import numpy.typing as npt
 import torch
 
 from kgrank.fusion.channels import Channel, ItemItem, sizes
-from kgrank.fusion.logit import softmax_regression
 from kgrank.fusion.metrics import hits_of, list_metrics
 from kgrank.fusion.model import exclude
 from kgrank.fusion.queries import Queries, only_items
 from kgrank.fusion.search import Ranking, bagged, coordinate_ascent, lift_cold
-from kgrank.fusion.weights import Candidates, FusionWeights, ItemSide, place_cold
+from kgrank.fusion.weights import (
+    Candidates,
+    FusionWeights,
+    ItemSide,
+    place_cold,
+    softmax_regression,
+)
 
 CELLS = 50_000_000  # queries × items whose scores are held, for each channel
 QUERIES = 4_000
@@ -54,7 +58,7 @@ class Fused:
         method: "equal", "softmax", "bagged" or the name of a single channel.
         ndcg: cross-fitted NDCG@10 on valid of every method and of each channel alone. Where there
             is a learned channel, "softmax without learned" stands beside them if it is kept,
-            "softmax with learned" if it is left out; so for the bias's "curve".
+            "softmax with learned" if it is left out.
     """
 
     weights: FusionWeights
@@ -85,10 +89,10 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
     if not all(map(len, halves[0])):
         halves = []
 
-    def ways(kept: Sequence[int], *, curve: bool = False) -> list[Methods]:
+    def ways(kept: Sequence[int]) -> list[Methods]:
         """Of some of the channels, one for each half."""
         fewer = candidates.of_channels(kept)
-        return [_methods(fewer.take(rest), side, seed, curve=curve) for rest, _ in halves]
+        return [_methods(fewer.take(rest), side, seed) for rest, _ in halves]
 
     def judged(of_halves: Sequence[Methods], name: str, kept: Sequence[int]) -> Gains:
         """What a way reaches on the halves that it was not fitted on."""
@@ -98,28 +102,19 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
             values[judged_half] = _ndcg(scores, side, queries, weights, judged_half)
         return values
 
-    kept, curve = list(range(n_channels)), False
-    if halves:
-        of_halves = ways(kept)
-        found["softmax"] = judged(of_halves, "softmax", kept)
-        if LEARNED in found:
-            rest = [place for place in kept if channels[place].name != LEARNED]
-            of_rest = ways(rest)
-            less = judged(of_rest, "softmax", rest)
-            if _clearly(found["softmax"], less) or _clearly(found[LEARNED], less):
-                found["softmax without learned"] = less
-            else:
-                found["softmax with learned"], found["softmax"] = found["softmax"], less
-                kept, of_halves = rest, of_rest
-        of_bent = ways(kept, curve=True)
-        bent = judged(of_bent, "softmax", kept)
-        curve = _clearly(bent, found["softmax"])
-        if curve:
-            found["softmax without curve"], found["softmax"] = found["softmax"], bent
-            of_halves = of_bent
+    kept = list(range(n_channels))
+    of_halves = ways(kept)
+    if halves and LEARNED in found:
+        rest = [place for place in kept if channels[place].name != LEARNED]
+        of_rest = ways(rest)
+        whole, less = judged(of_halves, "softmax", kept), judged(of_rest, "softmax", rest)
+        if _clearly(whole, less) or _clearly(found[LEARNED], less):
+            found["softmax without learned"] = less
         else:
-            found["softmax with curve"] = bent
-        found |= {name: judged(of_halves, name, kept) for name in METHODS if name not in found}
+            found["softmax with learned"] = whole
+            kept, of_halves = rest, of_rest
+    for name in METHODS if halves else ():
+        found[name] = judged(of_halves, name, kept)
     channels, scores = [channels[c] for c in kept], [scores[c] for c in kept]
     candidates = candidates.of_channels(kept)
     names = [channel.name for channel in channels]
@@ -127,7 +122,7 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
     if best in names:
         weights = FusionWeights.single(len(names), names.index(best))
     else:
-        weights = _methods(candidates, side, seed, curve=curve)[best]()
+        weights = _methods(candidates, side, seed)[best]()
     if only_items(queries.relevant, side.cold).nnz < COLD_ENOUGH:
         weights = _hidden_gate(channels, scores, side, queries, weights, seed)
     else:
@@ -255,29 +250,25 @@ def _cold_recall(
     return float(max(hits) / only.nnz)
 
 
-def _methods(candidates: Candidates, side: ItemSide, seed: int, *, curve: bool) -> Methods:
+def _methods(candidates: Candidates, side: ItemSide, seed: int) -> Methods:
     """The ways to find weights on the candidates, each worked out when it is called.
 
     Args:
         candidates: what is ranked.
         side: what the gates know of the items.
         seed: of the queries that a bag holds.
-        curve: whether the bias follows a curve in popularity.
     """
     candidates = candidates.answered()
-
-    @cache
-    def ranking() -> Ranking:
-        return Ranking.of(candidates, side)
+    equal = FusionWeights.equal(candidates.scores.shape[2])
 
     @cache
     def regression() -> FusionWeights:
-        return softmax_regression(ranking(), curve=curve)
+        return softmax_regression(candidates, side, equal)
 
     return {
-        "equal": lambda: FusionWeights.equal(candidates.scores.shape[2]),
+        "equal": lambda: equal,
         "softmax": regression,
-        "bagged": lambda: bagged(ranking(), regression(), seed),
+        "bagged": lambda: bagged(Ranking.of(candidates, side), regression(), seed),
     }
 
 

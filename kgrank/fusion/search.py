@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from kgrank.compiled import compiled
-from kgrank.fusion.weights import CURVE, Candidates, FusionWeights, ItemSide, least
+from kgrank.fusion.weights import Candidates, FusionWeights, ItemSide, least
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -140,13 +140,12 @@ def coordinate_ascent(
         ranking: what is ranked.
         start: where the search begins.
         rounds: passes over all parameters, each with half the steps of the one before.
-        over: which parameters: of items seen in training, of the others, or both; never the curve.
+        over: which parameters: of items seen in training, of the others, or both.
         queries: the numbers of those that count; all if None.
     """
     n = len(start.weight)
     of_cold = np.r_[np.zeros(2 * n, bool), np.ones(n, bool), False, True]
-    moved = {"all": of_cold | True, "warm": ~of_cold, "cold": of_cold}[over]
-    free = np.r_[moved, np.zeros(CURVE, bool)]
+    free = {"all": of_cold | True, "warm": ~of_cold, "cold": of_cold}[over]
     asked = ranking.queries if queries is None else queries
     return FusionWeights.from_vector(
         _ascend(ranking, asked, start.vector(), free, rounds, ranking.fused(start))

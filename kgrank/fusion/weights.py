@@ -4,7 +4,7 @@
 
     g_c(i) = max(0, weight_c + slope_c · popularity_i)     for an item that was seen in training
              cold_c                                        for one that was not
-    bias_i = trend · trend_i + curve(popularity_i)         for an item that was seen in training
+    bias_i = trend · trend_i                               for an item that was seen in training
              cold_bias                                     for one that was not
 
 A product without history is handed wholly to its own weights, on which only cold products vote, so
@@ -14,15 +14,13 @@ that it is neither lifted nor sunk by what popular products need.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 Floats = npt.NDArray[np.float32]
-
-CURVE = 5  # popularities, evenly from 0 to 1, between which the bias's curve is a straight line
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +40,7 @@ class ItemSide:
 
 @dataclass(frozen=True, eq=False)
 class FusionWeights:
-    """The fusion's parameters; arrays are (n_channels) float32, but for the curve.
+    """The fusion's parameters; all arrays are (n_channels) float32.
 
     Attributes:
         weight: weight at popularity 0.
@@ -50,7 +48,6 @@ class FusionWeights:
         cold: weight for items never seen in training.
         trend: weight of the trend in the bias.
         cold_bias: the bias of items never seen in training.
-        curve: (CURVE) float32, what the bias holds at popularities 0, ¼, ½, ¾ and 1.
     """
 
     weight: Floats
@@ -58,7 +55,6 @@ class FusionWeights:
     cold: Floats
     trend: float
     cold_bias: float
-    curve: Floats = field(default_factory=lambda: np.zeros(CURVE, np.float32))
 
     @classmethod
     def equal(cls, n_channels: int) -> FusionWeights:
@@ -79,13 +75,13 @@ class FusionWeights:
             np.zeros(n_channels, np.float32) for _ in (self.weight, self.slope, self.cold)
         )
         weight[places], slope[places], cold[places] = self.weight, self.slope, self.cold
-        return replace(self, weight=weight, slope=slope, cold=cold)
+        return FusionWeights(weight, slope, cold, self.trend, self.cold_bias)
 
     def of_channels(self, kept: Sequence[int]) -> FusionWeights:
         """The weights of some of the channels alone."""
         places = list(kept)
         weight, slope, cold = self.weight[places], self.slope[places], self.cold[places]
-        return replace(self, weight=weight, slope=slope, cold=cold)
+        return FusionWeights(weight, slope, cold, self.trend, self.cold_bias)
 
     def weighs(self, channel: int) -> bool:
         """Whether the channel counts for any item."""
@@ -99,21 +95,21 @@ class FusionWeights:
 
     def bias(self, side: ItemSide) -> Floats:
         """bias_i, (n_items) float32."""
-        curve = np.interp(side.popularity, np.linspace(0.0, 1.0, CURVE), self.curve)
-        warm = self.trend * side.trend + curve
-        return np.where(side.cold, self.cold_bias, warm).astype(np.float32)
+        return np.where(side.cold, self.cold_bias, self.trend * side.trend).astype(np.float32)
 
     def vector(self) -> npt.NDArray[np.float64]:
-        """All parameters in one vector: weight, slope, cold, trend, cold_bias, curve."""
-        last = np.array([self.trend, self.cold_bias, *self.curve])
+        """All parameters in one vector: weight, slope, cold, trend, cold_bias."""
+        last = np.array([self.trend, self.cold_bias])
         return np.concatenate([self.weight, self.slope, self.cold, last]).astype(np.float64)
 
     @classmethod
     def from_vector(cls, vector: npt.NDArray[np.float64]) -> FusionWeights:
         """The inverse of `vector`."""
-        n = (len(vector) - 2 - CURVE) // 3
-        weight, slope, cold, rest = np.split(vector.astype(np.float32), [n, 2 * n, 3 * n])
-        return cls(weight, slope, cold, float(rest[0]), float(rest[1]), rest[2:])
+        n = (len(vector) - 2) // 3
+        parts = vector.astype(np.float32)
+        return cls(
+            parts[:n], parts[n : 2 * n], parts[2 * n : 3 * n], float(vector[-2]), float(vector[-1])
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +159,47 @@ class Candidates:
     def answered(self) -> Candidates:
         """The queries with a relevant candidate; weights make no difference to the others."""
         return self.take(torch.nonzero(self.relevant.any(1))[:, 0].numpy())
+
+
+def softmax_regression(
+    candidates: Candidates, side: ItemSide, start: FusionWeights, *, steps: int = 40
+) -> FusionWeights:
+    """Weights that make the relevant items likely under a softmax over the candidates (L-BFGS).
+
+    The gates' floor at 0 is left out while fitting, so that the loss is convex.
+    """
+    design = _design(candidates, side)  # (n_parameters, n_queries · n_candidates)
+    n = len(start.weight)
+    share = candidates.relevant.float()
+    share /= share.sum(1, keepdim=True).clamp(min=1.0) * max(len(candidates), 1)
+    of_query = share.sum(1, keepdim=True)
+    vector = torch.tensor(start.vector(), dtype=torch.float32)
+    optimizer = torch.optim.LBFGS([vector], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        scores = (vector @ design).view_as(share).masked_fill_(~candidates.real, -torch.inf)
+        log_total = scores.logsumexp(1, keepdim=True)
+        residual = torch.exp(scores - log_total) * of_query - share
+        vector.grad = design @ residual.flatten() + 2e-4 * vector
+        fit = (share * (log_total - scores.masked_fill(~candidates.real, 0.0))).sum()
+        return float(fit + 1e-4 * vector.square().sum())
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    found = vector.numpy().astype(np.float64)
+    found[2 * n : 3 * n] = np.maximum(found[2 * n : 3 * n], 0.0)
+    return FusionWeights.from_vector(found)
+
+
+def _design(candidates: Candidates, side: ItemSide) -> torch.Tensor:
+    """What each parameter multiplies, (n_parameters × n_queries · n_candidates) float32."""
+    popularity, trend, cold = (
+        torch.from_numpy(values)[candidates.items].flatten()
+        for values in (side.popularity, side.trend, side.cold)
+    )
+    scores = candidates.scores.flatten(0, 1).T
+    warm_scores = scores * ~cold
+    biases = torch.stack([trend * ~cold, cold.float()])
+    return torch.cat([warm_scores, warm_scores * popularity, scores * cold, biases])
 
 
 def place_cold(

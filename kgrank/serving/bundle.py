@@ -26,7 +26,7 @@ from kgrank.fusion.model import FusedModel, Head
 from kgrank.fusion.prediction import Predictor
 from kgrank.fusion.selection import Choice
 from kgrank.fusion.training import Fit
-from kgrank.fusion.weights import CURVE, FusionWeights, ItemSide
+from kgrank.fusion.weights import FusionWeights, ItemSide
 from kgrank.kg.entities import EntityVectors, LightSteps
 from kgrank.kg.graph import ItemEntityMatrix, KnowledgeGraph
 from kgrank.kg.splits import SplitCuts, SplitSettings
@@ -170,7 +170,7 @@ class Bundle:
             "side.cold": side.cold.astype(np.uint8),
         }
         for head, fusion in self.model.heads.items():
-            for part in ("weight", "slope", "cold", "curve"):
+            for part in ("weight", "slope", "cold"):
                 weights[f"head.{head}.{part}"] = getattr(fusion, part)
         for head, predictor in self.model.predictors.items():
             weights[f"head.{head}.base"] = predictor.base
@@ -246,7 +246,6 @@ class Bundle:
                 weights[f"head.{head}.cold"],
                 float(scalars["trend"]),
                 float(scalars["cold_bias"]),
-                weights[f"head.{head}.curve"],
             )
             for head, scalars in manifest["heads"].items()
         }
@@ -282,8 +281,7 @@ class Bundle:
             raise ValueError(f"the heads are {sorted(heads)}")
         if any(predictor.base.shape != side.cold.shape for predictor in predictors.values()):
             raise ValueError("not one base for each item")
-        n_parameters = 3 * len(channels) + 2 + CURVE
-        if any(len(head.vector()) != n_parameters for head in heads.values()):
+        if any(len(head.vector()) != 3 * len(channels) + 2 for head in heads.values()):
             raise ValueError("not one fusion weight for each channel")
         items = pd.read_parquet(folder / "items.parquet")
         users = pd.read_parquet(folder / "user_ids.parquet")

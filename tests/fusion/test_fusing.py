@@ -84,32 +84,14 @@ def fused(world: World) -> Fused:
 
 
 def test_every_channel_and_every_method_is_judged(fused: Fused) -> None:
-    assert set(fused.ndcg) == {*NAMES, *METHODS, "softmax with curve"}
+    assert set(fused.ndcg) == {*NAMES, *METHODS}
     assert fused.method in fused.ndcg
 
 
-def test_the_best_method_is_taken_and_no_single_channel_is_clearly_better(fused: Fused) -> None:
-    """Items of one side are alike here, so that channels differ by chance, .01 of a mean of 300."""
+def test_never_below_the_best_single_channel_on_cross_fitted_users(fused: Fused) -> None:
     singles = [fused.ndcg[name] for name in NAMES]
-    assert fused.ndcg[fused.method] == max(fused.ndcg[name] for name in METHODS)
-    assert fused.ndcg[fused.method] > max(singles) - 0.01
+    assert fused.ndcg[fused.method] == max(fused.ndcg.values()) >= max(singles)
     assert fused.ndcg["noise"] < max(singles) / 2
-
-
-def test_a_curve_in_popularity_is_kept_where_it_adds_more_than_noise(world: World) -> None:
-    """What is wanted next is of a middling popularity, which no channel knows."""
-    near = np.exp(-20.0 * np.abs(world.side.popularity - 0.6)) * ~world.side.cold
-    rng = np.random.default_rng(0)
-    wanted = np.argmax(rng.gumbel(size=(N_USERS, N_ITEMS)) + 8.0 * near, axis=1)
-    relevant = sp.csr_matrix(
-        (np.ones(N_USERS, np.float32), (np.arange(N_USERS), wanted)), (N_USERS, N_ITEMS)
-    )
-    queries = replace(world.queries, relevant=relevant)
-    kept = fuse(world.channels, world.side, queries, seed=0)
-    assert kept.weights.curve.any()
-    assert kept.ndcg["softmax"] > kept.ndcg["softmax without curve"] + 0.02
-    straight = fuse(world.channels, world.side, world.queries, seed=0)
-    assert not straight.weights.curve.any()
 
 
 def test_a_single_channel_must_be_clearly_better_than_a_mixture() -> None:

@@ -13,7 +13,7 @@ from kgrank.fusion.channels import Channel, DenseFeatures, ItemItem, SparseFeatu
 from kgrank.fusion.history import DAY, Decay, Histories, Spans
 from kgrank.fusion.lists import may_be_listed, top_n
 from kgrank.fusion.model import FusedModel, Head, Repeats, exclude, only
-from kgrank.fusion.weights import CURVE, FusionWeights, ItemSide
+from kgrank.fusion.weights import FusionWeights, ItemSide
 
 INF = float("inf")
 N_ITEMS, N_USERS = 12, 6
@@ -53,7 +53,6 @@ def model() -> FusedModel:
         cold=np.array([0.0, 2.0, 1.0], np.float32),
         trend=0.5,
         cold_bias=0.25,
-        curve=np.linspace(0.0, 1.0, CURVE, dtype=np.float32),
     )
     return FusedModel(channels, side, {"new": new, "all": FusionWeights.single(3, 0)})
 
@@ -147,10 +146,10 @@ def test_a_score_by_hand() -> None:
 
 
 def test_a_visitor_without_events_is_shown_the_bias() -> None:
-    """0.5 · trend + popularity, a curve that is a straight line, for what was sold; 0.25 if new."""
+    """0.5 · trend for what was sold, 0.25 for what is new."""
     every, fused = histories(), model()
     nobody = Spans(np.array([0]), np.array([0]))
-    expected = np.where(fused.side.cold, 0.25, 0.5 * fused.side.trend + fused.side.popularity)
+    expected = np.where(fused.side.cold, 0.25, 0.5 * fused.side.trend)
     assert fused.scores(every, nobody, "new")[0].numpy() == pytest.approx(expected)
     assert fused.parts(every, nobody, 11, "new").score == 0.25
 

@@ -8,11 +8,16 @@ import torch
 
 from kgrank.fusion.evidence import TREND, item_side
 from kgrank.fusion.history import Histories
-from kgrank.fusion.logit import softmax_regression
 from kgrank.fusion.search import Ranking, coordinate_ascent, lift_cold
-from kgrank.fusion.weights import CURVE, Candidates, FusionWeights, ItemSide, place_cold
+from kgrank.fusion.weights import (
+    Candidates,
+    FusionWeights,
+    ItemSide,
+    place_cold,
+    softmax_regression,
+)
 
-NAMES = ("weight", "slope", "cold", "trend", "cold_bias", "curve")
+NAMES = ("weight", "slope", "cold", "trend", "cold_bias")
 
 
 def side_of(n_items: int, n_cold: int = 0, seed: int = 0) -> ItemSide:
@@ -39,11 +44,6 @@ def candidates_ndcg(
     return Ranking.of(candidates, side, k).ndcg(weights)
 
 
-def weights_of(*parameters: float) -> FusionWeights:
-    """Weight, slope and cold of each channel, trend and cold bias; no curve."""
-    return FusionWeights.from_vector(np.array([*parameters, *np.zeros(CURVE)]))
-
-
 def two_channels(n_queries: int = 200, n_items: int = 30) -> Candidates:
     """One relevant item a query; the first channel speaks for it, the second is noise."""
     rng = np.random.default_rng(0)
@@ -67,20 +67,6 @@ def test_gates_and_bias_by_hand() -> None:
     assert weights.bias(side).tolist() == pytest.approx([0.0, 1.0, 2.0, 0.1])
 
 
-def test_the_bias_follows_its_curve_by_hand() -> None:
-    """At ¼ the second of five points; at ⅝ the mean of the third and the fourth; not if cold."""
-    side = ItemSide(
-        popularity=np.array([0.0, 0.25, 0.625, 1.0, 0.5], np.float32),
-        trend=np.array([0.0, 1.0, 0.0, 0.0, 0.0], np.float32),
-        cold=np.arange(5) == 4,
-    )
-    curve = np.array([1.0, 2.0, 4.0, 7.0, -3.0], np.float32)
-    weights = replace(FusionWeights.equal(1), trend=0.5, cold_bias=9.0, curve=curve)
-    assert weights.bias(side).tolist() == pytest.approx([1.0, 2.5, 5.5, -3.0, 9.0])
-    kept = weights.of_channels([0]).placed([1], 2)
-    assert kept.curve.tolist() == curve.tolist()
-
-
 def test_equal_and_single_weights() -> None:
     side = side_of(4, n_cold=1)
     assert FusionWeights.equal(2).gates(side).tolist() == [[1.0] * 4] * 2
@@ -91,9 +77,8 @@ def test_equal_and_single_weights() -> None:
 
 def test_weights_survive_being_a_vector() -> None:
     two = np.array([1.0, 2.0], np.float32)
-    curve = np.arange(9, 9 + CURVE, dtype=np.float32)
-    weights = FusionWeights(two, two + 2, two + 4, trend=7.0, cold_bias=8.0, curve=curve)
-    assert weights.vector().tolist() == list(range(1, 9 + CURVE))
+    weights = FusionWeights(two, two + 2, two + 4, trend=7.0, cold_bias=8.0)
+    assert weights.vector().tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     again = FusionWeights.from_vector(weights.vector())
     for name in NAMES:
         assert np.array_equal(getattr(again, name), getattr(weights, name))
@@ -156,7 +141,7 @@ def test_joined_rankings_are_the_queries_of_all() -> None:
         candidates = candidates_of(scores, relevant)
         parts.append(Ranking.of(candidates, side_of(n_items, n_cold=4, seed=seed)))
     joined = Ranking.joined(parts)
-    vectors = np.random.default_rng(3).normal(size=(4, 8 + CURVE))
+    vectors = np.random.default_rng(3).normal(size=(4, 8))
     for weights in map(FusionWeights.from_vector, vectors):
         of_parts = [part.ndcg(weights) for part in parts]
         assert of_parts[0] != of_parts[1]
@@ -169,7 +154,7 @@ def test_candidates_rank_by_gates_and_bias() -> None:
     scores = torch.from_numpy(rng.normal(size=(20, 15, 2)).astype(np.float32))
     relevant = torch.from_numpy(np.arange(15) == rng.integers(0, 15, (20, 1)))
     side = side_of(15, n_cold=5)
-    weights = weights_of(0.3, 1.0, 0.9, -1.5, 2.0, 0.1, 0.7, 0.2)
+    weights = FusionWeights.from_vector(np.array([0.3, 1.0, 0.9, -1.5, 2.0, 0.1, 0.7, 0.2]))
     found = candidates_ndcg(candidates_of(scores, relevant), side, weights)
     fused = np.einsum("qmc,cm->qm", scores.numpy(), weights.gates(side)) + weights.bias(side)
     of_relevant = fused[relevant.numpy()][:, None]
@@ -189,89 +174,43 @@ def test_queries_without_a_relevant_candidate_are_left_out() -> None:
 
 def test_regression_finds_the_channel_that_speaks_for_what_is_relevant() -> None:
     """Relevant scores are N(2, 1), others N(0, 1): the log-odds, so the weight, is 2 per unit."""
-    found = softmax_regression(Ranking.of(two_channels(1_000), side_of(30)))
+    found = softmax_regression(two_channels(1_000), side_of(30), FusionWeights.equal(2))
     weight = found.weight + found.slope / 2  # at a popularity of one half
     assert weight[0] == pytest.approx(2.0, abs=0.25)
     assert abs(weight[1]) < 0.1
-    assert not found.curve.any()
 
 
-@pytest.mark.parametrize("curve", [False, True])
-def test_regression_stands_at_the_lowest_loss(curve: bool) -> None:
-    """Mean of -log softmax(relevant) + 1e-4 · |w|², worked out anew; no small step lowers it.
-
-    Queries that want nothing have no say, and those that want two items share themselves out. The
-    penalty is on a gate's two ends. Every parameter that may be below zero is among those moved.
-    """
+def test_regression_stands_at_the_lowest_loss() -> None:
+    """Mean of -log softmax(relevant) + 1e-4 · |w|², worked out anew; no small step lowers it."""
     candidates, side = two_channels(), side_of(30, n_cold=10)
-    candidates.relevant[:5] = False
-    candidates.relevant[5:50, 3] = True
-    ranking = Ranking.of(candidates, side)
-    found = softmax_regression(ranking, curve=curve)
-    n_relevant = candidates.relevant.sum(1).numpy()
-    share = candidates.relevant.numpy() / np.maximum(n_relevant, 1)[:, None]
+    found = softmax_regression(candidates, side, FusionWeights.equal(2), steps=200).vector()
+    assert found[4] > 0.0  # so that the floor of the cold weights at 0 is not met
 
-    def loss(ends: np.ndarray) -> float:
-        vector = np.r_[ends[:2], ends[2:4] - ends[:2], ends[4:]]
-        weights = FusionWeights.from_vector(vector)
-        fused = np.einsum("qmc,cm->qm", candidates.scores.double().numpy(), weights.gates(side))
-        fused += weights.bias(side)
-        log_softmax = fused - np.log(np.exp(fused).sum(1, keepdims=True))
-        return float(-(share * log_softmax).sum() / 195 + 1e-4 * (ends**2).sum())
+    def loss(vector: np.ndarray) -> float:
+        scores = candidates.scores.double().numpy()
+        warm = vector[:2, None] + vector[2:4, None] * side.popularity
+        gates = np.where(side.cold, vector[4:6, None], warm)
+        bias = np.where(side.cold, vector[7], vector[6] * side.trend)
+        fused = np.einsum("qmc,cm->qm", scores, gates) + bias
+        wanted = fused[candidates.relevant.numpy()]
+        penalty = 1e-4 * float((vector**2).sum())
+        return float((np.log(np.exp(fused).sum(1)) - wanted).mean()) + penalty
 
-    ends = found.vector()
-    ends[2:4] += ends[:2]
-    assert (ends[:6] >= 0.0).all()
-    lowest = loss(ends)
-    assert lowest < loss(np.r_[np.ones(6), np.zeros(2 + CURVE)]) - 0.1
-    for place in range(len(ends) if curve else 8):
-        for step in (-0.1, 0.1):
-            moved = ends.copy()
+    lowest = loss(found)
+    assert lowest < loss(FusionWeights.equal(2).vector()) - 0.1
+    for place in (0, 1, 2, 3, 4, 6, 7):
+        for step in (-0.05, 0.05):
+            moved = found.copy()
             moved[place] += step
-            if place >= 6 or moved[place] >= 0.0:
-                assert loss(moved) > lowest
+            assert loss(moved) > lowest
 
 
-def test_regression_bends_the_bias_where_popularity_does() -> None:
-    """Items of a middling popularity are wanted, which neither scores nor the trend can say.
-
-    Five of 21 stand first, in an order that says nothing: (1 + .63 + .5 + .43 + .39) / 5 = .59.
-    """
-    rng = np.random.default_rng(0)
-    popularity = np.linspace(0.0, 1.0, 21, dtype=np.float32)
-    side = ItemSide(popularity, popularity, np.zeros(21, bool))
-    scores = torch.from_numpy(rng.normal(size=(200, 21, 1)).astype(np.float32))
-    wanted = rng.integers(8, 13, (200, 1))
-    candidates = candidates_of(scores, torch.from_numpy(np.arange(21) == wanted))
-    ranking = Ranking.of(candidates, side)
-    straight, bent = softmax_regression(ranking), softmax_regression(ranking, curve=True)
-    assert np.argmax(bent.bias(side)) == 10
-    assert ranking.ndcg(straight) < 0.4
-    assert ranking.ndcg(bent) == pytest.approx(0.59, abs=0.02)
-
-
-def test_regression_gives_no_channel_a_weight_below_zero() -> None:
-    """Both channels speak against what is wanted, for known items and for cold ones."""
-    candidates, side = two_channels(), side_of(30, n_cold=15)
+def test_regression_gives_cold_items_no_weight_below_zero() -> None:
+    candidates = two_channels()
     against = replace(candidates, scores=-candidates.scores)
-    found = softmax_regression(Ranking.of(against, side))
-    assert found.gates(side)[0].tolist() == [0.0] * 30
-    assert (found.weight >= 0.0).all()
-    assert (found.weight + found.slope >= 0.0).all()
-    assert (found.cold >= 0.0).all()
-
-
-def test_regression_is_the_same_on_any_number_of_threads() -> None:
-    ranking = Ranking.of(two_channels(), side_of(30, n_cold=10))
-    threads = torch.get_num_threads()
-    found = []
-    try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            found.append(softmax_regression(ranking, curve=True).vector().tolist())
-    finally:
-        torch.set_num_threads(threads)
-    assert found[0] == found[1]
+    found = softmax_regression(against, side_of(30, n_cold=15), FusionWeights.equal(2))
+    assert found.weight[0] + found.slope[0] / 2 < -1.0
+    assert found.cold[0] == 0.0
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -281,7 +220,7 @@ def test_ascent_never_ends_below_its_start(seed: int) -> None:
     scores = torch.from_numpy(rng.normal(size=(30, 25, 3)).astype(np.float32))
     candidates = candidates_of(scores, torch.from_numpy(rng.random((30, 25)) < 0.1)).answered()
     side = side_of(25, n_cold=5, seed=seed)
-    start = weights_of(*np.abs(rng.normal(size=11)))
+    start = FusionWeights.from_vector(np.abs(rng.normal(size=11)))
     found = coordinate_ascent(Ranking.of(candidates, side), start)
     before = candidates_ndcg(candidates, side, start)
     assert candidates_ndcg(candidates, side, found) > before

@@ -163,18 +163,7 @@ def test_a_channel_with_nan_is_refused_though_every_checksum_is_right(
         Bundle.load(tmp_path)
 
 
-def test_the_curve_of_the_bias_is_kept(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    model = tiny_bundle.model
-    curve = np.array([0.5, 0.0, -1.0, 0.25, 3.0], np.float32)
-    bent = replace(model.heads["new"], curve=curve)
-    heads = {**model.heads, "new": bent}
-    replace(tiny_bundle, model=replace(model, heads=heads)).save(tmp_path)
-    again = Bundle.load(tmp_path).model
-    assert again.heads["new"].curve.tolist() == curve.tolist()
-    assert again.heads["all"].curve.tolist() == model.heads["all"].curve.tolist()
-
-
-@pytest.mark.parametrize("part", ["weight", "slope", "cold", "curve"])
+@pytest.mark.parametrize("part", ["weight", "slope", "cold"])
 def test_fusion_weights_with_nan_are_refused_though_every_checksum_is_right(
     tiny_bundle: Bundle, tmp_path: Path, part: str
 ) -> None:
