@@ -8,15 +8,17 @@ all-MiniLM-L6-v2 (`kgrank[demo]`) as `TextEncoder.encode` does it, and beside it
 many tokens, padding included, in the order given. Both are told in texts a second, and in tokens
 that the model computed, padding included; the vectors must be the same.
 
-Memory: so many made-up titles of six words (seeded) are embedded through the cache, in a process
-of its own, by MiniLM's first layer, since the whole of it would take hours; its batches are as
-large and its vectors as long. Printed is by how much the process's peak exceeds what it held
-before, with the encoder loaded and the titles there.
+Memory: so many made-up titles of six words (seeded) are embedded and written to a file as `kgrank
+embed` does it, in a process of its own, by MiniLM's first layer, since the whole of it would take
+hours; its batches are as large and its vectors as long, or `--dim` numbers, by a dense layer of
+random weights behind it. Printed is by how much the process's peak exceeds what it held before,
+with the encoder loaded and the titles there.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -27,10 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 
-from kgrank.encoders.cache import VectorCache, encode_cached
 from kgrank.encoders.compression import CompressSettings, compress
-from kgrank.encoders.text import TextEncoder, column_texts
+from kgrank.encoders.embedding import embed_items
+from kgrank.encoders.pooling import write_projection
+from kgrank.encoders.text import TextEncoder, TextSettings, column_texts
 from kgrank.kg.tables import read_tables
 
 BUDGET = 4_096  # tokens a batch, as TextEncoder.encode takes on a CPU
@@ -88,12 +93,16 @@ def rates(folder: Path, most: int) -> dict[str, Any]:
     }
 
 
-def memory(n_titles: int) -> dict[str, Any]:
+def memory(n_titles: int, dim: int | None) -> dict[str, Any]:
     """Peak of a process that embeds so many titles, beyond what it held before."""
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         model.mkdir()
         compress("minilm", model, "layers", CompressSettings(layers=1, keep="first"))
+        if dim is not None:
+            torch.manual_seed(0)
+            width = TextEncoder.load(model, "cpu").dim
+            write_projection(model, torch.nn.Linear(width, dim), "mean")
         words = [sys.executable, __file__, "--child", str(n_titles), str(model), scratch]
         done = subprocess.run(words, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -108,13 +117,17 @@ def child(n_titles: int, model: Path, scratch: Path) -> None:
         " ".join(vocabulary[n] for n in numbers)
         for numbers in rng.integers(len(vocabulary), size=(n_titles, 6))
     ]
+    items = pd.DataFrame({"item_id": [str(n) for n in range(n_titles)], "title": titles})
+    settings = TextSettings(model=str(model), device="cpu", fields=("title",))
+    del titles, encoder
+    gc.collect()
     before = _held("VmRSS")
     start = time.process_time()
-    vectors, report = encode_cached(encoder, titles, VectorCache(scratch / "cache"))
+    done = embed_items(items, scratch / "vectors.parquet", settings, cache=scratch / "cache")
     seconds = time.process_time() - start
     peak = _held("VmHWM")
-    told = {"titles": n_titles, "encoded": report.encoded, "dim": vectors.shape[1]}
-    sizes = {"vectors_gb": vectors.nbytes / 1e9, "beyond_gb": (peak - before) / 1e9}
+    told = {"titles": n_titles, "encoded": done.encoded, "dim": done.dim}
+    sizes = {"vectors_gb": 4e-9 * n_titles * done.dim, "beyond_gb": (peak - before) / 1e9}
     print(json.dumps({**told, **sizes, "cpu_seconds": seconds}))
 
 
@@ -129,17 +142,18 @@ def _held(what: str) -> int:
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        child(int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+        child(int(sys.argv[2]), *map(Path, sys.argv[3:]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--texts", type=int, default=1_000, help="that rates are told of; 0: none")
     parser.add_argument("--memory", type=int, default=0, help="titles that memory is told of")
+    parser.add_argument("--dim", type=int, help="numbers of their vectors; MiniLM's if not given")
     given = parser.parse_args()
     if given.texts:
         print(json.dumps(rates(given.folder, given.texts), indent=1), flush=True)
     if given.memory:
-        print(json.dumps(memory(given.memory), indent=1))
+        print(json.dumps(memory(given.memory, given.dim), indent=1))
 
 
 if __name__ == "__main__":

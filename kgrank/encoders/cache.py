@@ -9,17 +9,18 @@
                                                                            a picture that moves
 
 Parts are only ever added, each under a temporary name and then renamed: an interrupted run leaves
-whole parts. A part whose content is not what its name says is not read. A cache may be deleted at
-any time, whole or in parts.
+whole parts. A part whose content is not what its name says is not read. A cache may be deleted
+between two runs, whole or in parts.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from kgrank.progress import Count
 
 _log = logging.getLogger(__name__)
 
-_SPREAD_ROWS = 8_192  # moved at a time
+_BLOCK_ROWS = 65_536  # read at a time
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,76 @@ Embed = Callable[[Rows, Count | None], tuple[np.ndarray, np.ndarray, np.ndarray]
 """Rows to vectors (n, dim) float32, which were cut (n,) bool, and which could be read (n,) bool."""
 
 
+@dataclass(frozen=True, eq=False)
+class KeptVectors:
+    """Where a cache holds the vectors of n contents, so that they are read when they are needed.
+
+    Attributes:
+        dim: numbers of a vector.
+        files: the parts; and where in each its vectors begin, bytes.
+        part: (n) int32, the file of each content; -1 = its vector is zero, and nowhere.
+        row: (n) int32, its row there.
+        cut: (n) bool, whether only its beginning was read.
+        zero: (n) bool, whether its vector is zero.
+    """
+
+    dim: int
+    files: list[tuple[Path, int]]
+    part: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    cut: npt.NDArray[np.bool_]
+    zero: npt.NDArray[np.bool_]
+
+    @classmethod
+    def none(cls, n: int, dim: int) -> KeptVectors:
+        """Of n contents of which the cache holds nothing."""
+        nowhere, first = np.full(n, -1, np.int32), np.zeros(n, np.int32)
+        return cls(dim, [], nowhere, first, np.zeros(n, bool), np.ones(n, bool))
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def _add(self, path: Path, rows: Rows, places: Rows, vectors: np.ndarray) -> None:
+        """Some contents' vectors are at these places of a part."""
+        self.part[rows], self.row[rows] = len(self.files), places
+        self.zero[rows] = ~vectors.any(axis=1)
+        self.files.append((path, _begin(path)))
+
+    def take(self, rows: Rows) -> KeptVectors:
+        """Those of some rows, each as often as it is named."""
+        arrays = {name: getattr(self, name)[rows] for name in ("part", "row", "cut", "zero")}
+        return replace(self, **arrays)
+
+    def blocks(self, n: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
+        """The vectors, at most n at a time (None = 65,536): (n, dim) float32.
+
+        Raises:
+            OSError: a part is gone.
+        """
+        n = n or _BLOCK_ROWS
+        for start in range(0, len(self), n):
+            part, row = self.part[start : start + n], self.row[start : start + n]
+            block = np.zeros((len(part), self.dim), np.float32)
+            order = np.argsort(part, kind="stable")
+            numbers, first = np.unique(part[order], return_index=True)
+            for number, rows in zip(numbers, np.split(order, first[1:]), strict=True):
+                if number >= 0:
+                    path, begins = self.files[number]
+                    block[rows] = np.memmap(
+                        path, np.float32, "r", begins, (int(row[rows].max()) + 1, self.dim)
+                    )[row[rows]]
+            yield block
+
+    def all(self) -> npt.NDArray[np.float32]:
+        """All vectors, (n, dim) float32."""
+        vectors = np.empty((len(self), self.dim), np.float32)
+        start = 0
+        for block in self.blocks(max(1, _BLOCK_ROWS // 16)):
+            vectors[start : start + len(block)] = block
+            start += len(block)
+        return vectors
+
+
 @dataclass(frozen=True)
 class VectorCache:
     """A folder of vectors.
@@ -80,12 +151,11 @@ class VectorCache:
         progress: Count | None = None,
         *,
         order: Rows | None = None,
-        room: int = 0,
-    ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Vectors for all keys: what the cache holds, and the rest as `embed` gives it.
+    ) -> tuple[KeptVectors, int]:
+        """Let the cache hold the vectors of all keys: what it lacks, `embed` gives.
 
-        What `embed` gives is kept part by part, but for what it could not read. An interruption
-        loses at most the part in work; the next run goes on from there.
+        That is kept part by part, but for what could not be read, whose vectors are zero. An
+        interruption loses at most the part in work; the next run goes on from there.
 
         Args:
             fingerprint: the encoder's.
@@ -94,28 +164,27 @@ class VectorCache:
             embed: encodes some of the rows 0 to n - 1.
             progress: called with (done, total) in rows that the cache lacks.
             order: (n) the rows in the order in which they are encoded; 0 to n - 1 if None.
-            room: rows of zeros that the arrays have beyond n.
 
         Returns:
-            vectors (n + room, dim) float32, cut (n + room,) bool and the number of rows that
-            `embed` read.
+            where the vectors are, and the number of rows that `embed` read.
 
         Raises:
             OSError: the cache cannot be written to.
         """
-        vectors, cut, found = self.read(fingerprint, keys, dim, room)
+        kept = self.find(fingerprint, keys, dim)
         order = np.arange(len(keys)) if order is None else order
-        missing = order[~found[order]]
+        missing = order[kept.part[order] < 0]
         n_read = 0
         for start in range(0, len(missing), self.part_rows):
             rows = missing[start : start + self.part_rows]
-            part, cut[rows], whole = embed(rows, _continued(progress, start, len(missing)))
-            vectors[rows] = part
+            vectors, kept.cut[rows], whole = embed(rows, _continued(progress, start, len(missing)))
             rows = rows[whole]
             n_read += len(rows)
             if len(rows):
-                self.write(fingerprint, [keys[row] for row in rows], vectors[rows], cut[rows])
-        return vectors, cut, n_read
+                named = [keys[row] for row in rows]
+                path = self.write(fingerprint, named, vectors[whole], kept.cut[rows])
+                kept._add(path, rows, np.arange(len(rows)), vectors[whole])
+        return kept, n_read
 
     def width(self, fingerprint: str) -> int | None:
         """How wide the encoder's vectors are; None where the cache holds none."""
@@ -128,41 +197,32 @@ class VectorCache:
     def _parts(self, fingerprint: str) -> list[Path]:
         return sorted((self.folder / fingerprint).glob("part-*.safetensors"))
 
-    def read(
-        self, fingerprint: str, keys: Sequence[bytes], dim: int, room: int = 0
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the cache holds for the keys, one part in memory at a time.
+    def find(self, fingerprint: str, keys: Sequence[bytes], dim: int) -> KeptVectors:
+        """Where the vectors of n distinct keys are, of those it holds; one part is read at a time.
 
         Args:
             fingerprint: the encoder's.
-            keys: n distinct sha256 digests of contents.
+            keys: sha256 digests of contents.
             dim: the encoder's width.
-            room: rows of zeros that vectors and cut have beyond n.
-
-        Returns:
-            vectors (n + room, dim) float32, cut (n + room,) bool and found (n,) bool; zero where
-            not found.
         """
         row_of = {key: row for row, key in enumerate(keys)}
-        vectors = np.zeros((len(keys) + room, dim), dtype=np.float32)
-        cut = np.zeros(len(keys) + room, dtype=bool)
-        found = np.zeros(len(keys), dtype=bool)
+        kept = KeptVectors.none(len(keys), dim)
         for path in self._parts(fingerprint):
-            part = _read_part(path, dim)
-            if part is None:
+            found = _read_part(path, dim)
+            if found is None:
                 continue
-            flat = part["keys"].tobytes()
+            flat = found["keys"].tobytes()
             rows = np.array([row_of.get(flat[i : i + 32], -1) for i in range(0, len(flat), 32)])
             held = np.flatnonzero(rows >= 0)
-            vectors[rows[held]] = part["vectors"][held]
-            cut[rows[held]] = part["cut"][held]
-            found[rows[held]] = True
-        return vectors, cut, found
+            if len(held):
+                kept.cut[rows[held]] = found["cut"][held]
+                kept._add(path, rows[held], held, found["vectors"][held])
+        return kept
 
     def write(
         self, fingerprint: str, keys: Sequence[bytes], vectors: np.ndarray, cut: np.ndarray
-    ) -> None:
-        """Add one part: n keys, vectors (n, dim) float32 and cut (n,) bool.
+    ) -> Path:
+        """Add one part: n keys, vectors (n, dim) float32 and cut (n,) bool. Returns its file.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -177,19 +237,21 @@ class VectorCache:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.replace(folder / f"part-{sha256(content).hexdigest()}.safetensors")
+                path = folder / f"part-{sha256(content).hexdigest()}.safetensors"
+                temporary.replace(path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
+        return path
 
 
-def encode_cached(
+def keep_encoded(
     encoder: TextEncoder,
     texts: Sequence[str],
     cache: VectorCache,
     progress: Count | None = None,
-) -> tuple[np.ndarray, EncodeReport]:
-    """Vectors of texts as `TextEncoder.encode` gives them, encoding only what the cache lacks.
+) -> tuple[KeptVectors, EncodeReport]:
+    """Encode what the cache lacks of texts; their vectors are as `TextEncoder.encode` gives them.
 
     Args:
         encoder: the model.
@@ -198,7 +260,7 @@ def encode_cached(
         progress: called with (done, total) in distinct texts that the cache lacks.
 
     Returns:
-        (n, dim) float32 rows of length 1 or zero, and what it took.
+        where the n vectors are, of length 1 or zero, and what it took.
 
     Raises:
         ModelError: the tokenizer knows no word of texts that say something; or as
@@ -211,55 +273,44 @@ def encode_cached(
         number.setdefault(text, len(number))
     distinct = list(number)
     keys = [sha256(text.encode("utf-8", "surrogatepass")).digest() for text in distinct]
+    speaking = np.array([says_something(text) for text in distinct], dtype=bool)
     # By length, so that the texts of a part pad each other little; the longest first, so that the
     # time left is not underestimated.
     lengths = np.array([len(text) for text in distinct], dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")
     seen: list[bool] = []  # whether the texts were looked at, before the first is encoded
 
     def embed(rows: Rows, progress: Count | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if not seen:
-            speaking = [text for text in distinct if says_something(text)]
-            if speaking:
-                encoder.check_words(speaking)
+            encoder.check_words([distinct[row] for row in np.flatnonzero(speaking)])
             seen.append(True)
         found, cut = encoder.embed([distinct[row] for row in rows], progress=progress)
         return found, cut, np.ones(len(rows), dtype=bool)
 
-    vectors, cut, encoded = cache.complete(
-        encoder.fingerprint,
-        keys,
-        encoder.dim,
-        embed,
-        progress,
-        order=np.argsort(-lengths, kind="stable"),
-        room=len(texts) - len(distinct),
+    kept, encoded = cache.complete(
+        encoder.fingerprint, keys, encoder.dim, embed, progress, order=order[speaking[order]]
     )
-    place = np.array([number[text] for text in texts], dtype=np.int64)
-    empty = _spread(vectors, cut, place)
+    silent = ~speaking  # older versions kept other vectors of some of these
+    kept.part[silent], kept.cut[silent], kept.zero[silent] = -1, False, True
+    kept = kept.take(np.array([number[text] for text in texts], dtype=np.int64))
     report = EncodeReport(
         encoded=encoded,
-        reused=len(distinct) - encoded,
-        truncated=int(cut.sum()),
-        empty=empty,
+        reused=int(speaking.sum()) - encoded,
+        truncated=int(kept.cut.sum()),
+        empty=int(kept.zero.sum()),
     )
-    return vectors, report
+    return kept, report
 
 
-def _spread(vectors: np.ndarray, cut: np.ndarray, place: npt.NDArray[np.int64]) -> int:
-    """Put rows where they belong, within the arrays: row r becomes row place[r], which is <= r.
-
-    From the last rows on, so that what is read was not yet written over.
-
-    Returns:
-        how many rows are zero then.
-    """
-    empty = 0
-    for end in range(len(place), 0, -_SPREAD_ROWS):
-        block = slice(max(0, end - _SPREAD_ROWS), end)
-        rows = vectors[place[block]]
-        vectors[block], cut[block] = rows, cut[place[block]]
-        empty += int((~rows.any(axis=1)).sum())
-    return empty
+def encode_cached(
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    cache: VectorCache,
+    progress: Count | None = None,
+) -> tuple[npt.NDArray[np.float32], EncodeReport]:
+    """As `keep_encoded`, with the vectors in memory: (n, dim) float32."""
+    kept, report = keep_encoded(encoder, texts, cache, progress)
+    return kept.all(), report
 
 
 def _continued(progress: Count | None, before: int, total: int) -> Count | None:
@@ -294,3 +345,11 @@ def _read_part(path: Path, dim: int | None) -> dict[str, np.ndarray] | None:
         _log.warning("cached vectors ignored, they are made again: %s: %s", path, error)
         return None
     return part
+
+
+def _begin(path: Path) -> int:
+    """Where the vectors of a whole part begin, in bytes of its file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return 8 + length + int(header["vectors"]["data_offsets"][0])

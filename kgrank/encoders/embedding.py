@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from kgrank.encoders.cache import VectorCache, encode_cached
+from kgrank.encoders.cache import KeptVectors, VectorCache, keep_encoded
 from kgrank.encoders.text import TextEncoder, TextSettings, item_texts
 from kgrank.errors import ModelError
 from kgrank.files import replacing
 from kgrank.progress import Progress, silent
-
-_GROUP_ROWS = 65_536  # of the file, written at a time
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def embed_items(
         )
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     progress("text vectors", 0, 1)
-    vectors, report = encode_cached(
+    kept, report = keep_encoded(
         encoder,
         texts,
         VectorCache(cache or Path.home() / ".cache" / "kgrank" / "vectors"),
@@ -94,7 +91,7 @@ def embed_items(
     )
     progress("text vectors", 1, 1)
     with replacing(Path(out)) as file:
-        _write(file, items["item_id"].tolist(), vectors, encoder)
+        _write(file, items["item_id"].tolist(), kept, encoder)
     return Embedded(
         file=str(out),
         model=encoder.name,
@@ -110,8 +107,8 @@ def embed_items(
     )
 
 
-def _write(file: Path, ids: Sequence[str], vectors: np.ndarray, encoder: TextEncoder) -> None:
-    """Write (n × dim) float32 vectors, some rows at a time."""
+def _write(file: Path, ids: Sequence[str], kept: KeptVectors, encoder: TextEncoder) -> None:
+    """Write n vectors, some rows at a time: a million need not be in memory at once."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -121,8 +118,10 @@ def _write(file: Path, ids: Sequence[str], vectors: np.ndarray, encoder: TextEnc
     # Numbers of vectors hardly repeat: neither a dictionary nor compression makes them smaller.
     plain = {"use_dictionary": False, "compression": "none"}
     with file.open("wb") as sink, pq.ParquetWriter(sink, schema, **plain) as writer:
-        for start in range(0, len(ids), _GROUP_ROWS):
-            rows = slice(start, start + _GROUP_ROWS)
-            flat = pa.array(vectors[rows].reshape(-1))
+        start = 0
+        for vectors in kept.blocks():
+            flat = pa.array(vectors.reshape(-1))
             lists = pa.FixedSizeListArray.from_arrays(flat, encoder.dim)
-            writer.write_table(pa.table([pa.array(ids[rows], pa.string()), lists], schema))
+            names = pa.array(ids[start : start + len(vectors)], pa.string())
+            writer.write_table(pa.table([names, lists], schema))
+            start += len(vectors)

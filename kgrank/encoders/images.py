@@ -256,9 +256,8 @@ class ImageEncoder:
                 vectors, moves, whole = embed(np.arange(len(there)), progress)
                 encoded = int(whole.sum())
             else:
-                vectors, moves, encoded = cache.complete(
-                    self.fingerprint, there, width, embed, progress
-                )
+                kept, encoded = cache.complete(self.fingerprint, there, width, embed, progress)
+                vectors, moves = kept.all(), kept.cut
         faults = {}
         for name, key in keys.items():
             fault = key if isinstance(key, Unread) else unread.get(key)

@@ -1,11 +1,12 @@
 import logging
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from kgrank.encoders.cache import EncodeReport, VectorCache, encode_cached
+from kgrank.encoders.cache import EncodeReport, VectorCache, encode_cached, keep_encoded
 from kgrank.encoders.text import TextEncoder
 
 TEXTS = ["red lamp", "usb cable", "", "red lamp", "blue shoe for men", "red " * 40]
@@ -25,11 +26,11 @@ def test_the_second_run_encodes_nothing_and_gives_the_same_bytes(
 ) -> None:
     cache = VectorCache(tmp_path / "not" / "there" / "yet")
     first, report = encode_cached(encoder, TEXTS, cache)
-    assert report == EncodeReport(encoded=5, reused=0, truncated=1, empty=1)
+    assert report == EncodeReport(encoded=4, reused=0, truncated=1, empty=1)
     assert_allclose(first, encoder.encode(TEXTS), atol=1e-6)
 
     second, report = encode_cached(encoder, TEXTS, cache)
-    assert report == EncodeReport(encoded=0, reused=5, truncated=1, empty=1)
+    assert report == EncodeReport(encoded=0, reused=4, truncated=1, empty=1)
     assert (second == first).all()
     assert second.dtype == np.float32
     assert len(parts(cache.folder)) == 1
@@ -43,7 +44,7 @@ def test_only_what_changed_is_encoded(encoder: TextEncoder, tmp_path: Path) -> N
     vectors, report = encode_cached(
         encoder, changed, cache, lambda done, total: seen.append((done, total))
     )
-    assert report == EncodeReport(encoded=2, reused=2, truncated=0, empty=1)
+    assert report == EncodeReport(encoded=2, reused=1, truncated=0, empty=1)
     assert seen == [(2, 2)]
     assert_allclose(vectors, encoder.encode(changed), atol=1e-6)
 
@@ -96,8 +97,8 @@ def test_a_damaged_part_is_named_ignored_and_encoded_again(
 
     with caplog.at_level(logging.WARNING, logger="kgrank.encoders.cache"):
         vectors, report = encode_cached(encoder, TEXTS, cache)
-    assert 0 < report.encoded < 5
-    assert report.encoded + report.reused == 5
+    assert 0 < report.encoded < 4
+    assert report.encoded + report.reused == 4
     assert_allclose(vectors, expected, atol=1e-6)
     assert [str(broken) in message for message in caplog.messages] == [True]
     assert encode_cached(encoder, TEXTS, cache)[1].encoded == 0
@@ -109,8 +110,32 @@ def test_a_part_of_another_width_is_not_mistaken_for_ours(
     cache = VectorCache(tmp_path)
     wide = np.ones((1, 17), dtype=np.float32)
     cache.write(encoder.fingerprint, [b"k" * 32], wide, np.zeros(1, dtype=bool))
-    assert cache.read(encoder.fingerprint, [b"k" * 32], 17)[2].tolist() == [True]
-    assert cache.read(encoder.fingerprint, [b"k" * 32], 16)[2].tolist() == [False]
+    assert (cache.find(encoder.fingerprint, [b"k" * 32], 17).all() == wide).all()
+    assert not cache.find(encoder.fingerprint, [b"k" * 32], 16).all().any()
+
+
+def test_a_text_that_says_nothing_is_zero_whatever_the_cache_holds_of_it(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    """As older versions with byte-level tokenizers had put there."""
+    cache = VectorCache(tmp_path)
+    spoken = np.ones((1, encoder.dim), dtype=np.float32)
+    cache.write(encoder.fingerprint, [sha256(b" ").digest()], spoken, np.zeros(1, dtype=bool))
+    vectors, report = encode_cached(encoder, [" ", "lamp"], cache)
+    assert report == EncodeReport(encoded=1, reused=0, truncated=0, empty=1)
+    assert not vectors[0].any()
+    assert vectors[1].any()
+
+
+def test_vectors_come_in_blocks_whatever_part_they_are_in(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    texts = [f"red {'lamp ' * (n % 7)}" for n in range(10)] + ["", "blue"]
+    kept, _ = keep_encoded(encoder, texts, VectorCache(tmp_path, part_rows=3))
+    assert len(parts(tmp_path)) == 3
+    blocks = list(kept.blocks(5))
+    assert [len(block) for block in blocks] == [5, 5, 2]
+    assert_allclose(np.concatenate(blocks), encoder.encode(texts), atol=1e-6)
 
 
 def test_another_model_shares_nothing(tiny_folder: Path, tmp_path: Path) -> None:

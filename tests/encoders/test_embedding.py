@@ -3,6 +3,7 @@
 import shutil
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,6 @@ import pytest
 from numpy.testing import assert_allclose
 from safetensors.numpy import save_file
 
-from kgrank.encoders import cache as caching
-from kgrank.encoders import embedding as module
 from kgrank.encoders.cache import VectorCache, encode_cached
 from kgrank.encoders.compression import CompressSettings, compress
 from kgrank.encoders.embedding import Embedded, embed_items
@@ -40,9 +39,9 @@ def test_a_file_holds_what_the_encoder_says(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_GROUP_ROWS", 3)
+    monkeypatch.setattr("kgrank.encoders.cache._BLOCK_ROWS", 3)
     done = embed()
-    assert (done.items, done.encoded, done.reused, done.truncated, done.empty) == (7, 6, 0, 2, 1)
+    assert (done.items, done.encoded, done.reused, done.truncated, done.empty) == (7, 5, 0, 2, 1)
     assert (done.dim, done.max_tokens) == (16, 24)
     table = pq.read_table(done.file)
     assert [str(kind) for kind in table.schema.types] == [
@@ -64,7 +63,7 @@ def test_the_next_run_encodes_what_changed_and_replaces_the_file(
     embed()
     changed = ITEMS.assign(title=[*TITLES[:6], "green lamp"])
     done = embed(changed)
-    assert (done.encoded, done.reused) == (1, 5)
+    assert (done.encoded, done.reused) == (1, 4)
     assert len(pq.read_table(done.file)) == 7
 
 
@@ -88,33 +87,60 @@ def test_what_cannot_be_embedded_leaves_the_file_as_it_was(
     assert [path.name for path in file.parent.iterdir()] == ["v.parquet"]
 
 
-def test_vectors_are_held_once(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """3,000 titles of 4,096 numbers are 49 MB, a third of them said twice; their peak is little
-    more: at this rate a million of 384 numbers (1.5 GB) stay below 2 GB."""
+@pytest.fixture
+def wide(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextEncoder:
+    """An encoder of 4,096 numbers, and all that holds some of them at a time holds few."""
     folder = tmp_path / "wide"
     folder.mkdir()
     compress(tiny_folder, folder, "static", CompressSettings(dim=4))
-    wide = np.random.default_rng(0).normal(size=(16, 4_096)).astype(np.float32)
-    save_file({"embeddings": wide}, folder / "model.safetensors")
-    encoder = TextEncoder.load(folder)
-    words = ["red", "blue", "green", "usb", "cable", "lamp", "shoe", "men", "the", "a"]
-    titles = [" ".join(words[int(digit)] for digit in f"{n:04d}") for n in range(2_000)]
-    texts = [titles[n * 7 % 2_000] for n in range(3_000)]
-    monkeypatch.setattr(caching, "_SPREAD_ROWS", 64)
+    table = np.random.default_rng(0).normal(size=(16, 4_096)).astype(np.float32)
+    save_file({"embeddings": table}, folder / "model.safetensors")
+    monkeypatch.setattr("kgrank.encoders.cache._BLOCK_ROWS", 64)
     monkeypatch.setattr("kgrank.encoders.text._WINDOW_TEXTS", 64)
+    return TextEncoder.load(folder)
+
+
+def said(n: int) -> list[str]:
+    """n titles, a third of them said twice."""
+    words = ["red", "blue", "green", "usb", "cable", "lamp", "shoe", "men", "the", "a"]
+    titles = [" ".join(words[int(digit)] for digit in f"{n:04d}") for n in range(n * 2 // 3)]
+    return [titles[row * 7 % len(titles)] for row in range(n)]
+
+
+def test_vectors_are_held_once(wide: TextEncoder, tmp_path: Path) -> None:
+    """3,000 titles of 4,096 numbers are 49 MB; their peak is little more."""
+    texts = said(3_000)
     size = 4 * 3_000 * 4_096
     found = []
     for cache in (VectorCache(tmp_path / "cache", part_rows=64), None):
         tracemalloc.start()
-        vectors = encode_cached(encoder, texts, cache)[0] if cache else encoder.encode(texts)
+        vectors = encode_cached(wide, texts, cache)[0] if cache else wide.encode(texts)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert vectors.nbytes == size
         assert peak < 1.3 * size
         found.append(vectors)
     assert_allclose(found[0], found[1], atol=1e-6)
-    assert_allclose(found[0][[0, 2_000]], encoder.encode([titles[0]] * 2), atol=1e-6)
-    assert_allclose(found[0][2_999], encoder.encode([titles[2_999 * 7 % 2_000]])[0], atol=1e-6)
+    assert_allclose(found[0][[0, 2_000]], wide.encode([texts[0]] * 2), atol=1e-6)
+    assert_allclose(found[0][2_999], wide.encode([texts[2_999]])[0], atol=1e-6)
     shutil.rmtree(tmp_path / "cache")
+
+
+def test_a_file_of_vectors_is_written_without_holding_them(
+    wide: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million titles take no more memory where their vectors are twice as long."""
+    small = partial(VectorCache, part_rows=64)
+    monkeypatch.setattr("kgrank.encoders.embedding.VectorCache", small)
+    texts = said(3_000)
+    items = pd.DataFrame({"item_id": [str(n) for n in range(3_000)], "title": texts})
+    settings = TextSettings(model=str(tmp_path / "wide"), device="cpu")
+    out = tmp_path / "vectors.parquet"
+    tracemalloc.start()
+    done = embed_items(items, out, settings, cache=tmp_path / "cache")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (done.items, done.dim) == (3_000, 4_096)
+    assert peak < 0.3 * 4 * 3_000 * 4_096
+    vectors = np.stack(pq.read_table(out)["vector"].to_pylist()[-5:])
+    assert_allclose(vectors, wide.encode(texts[-5:]), atol=1e-6)
