@@ -130,7 +130,7 @@ def fuse(channels: Sequence[Channel], side: ItemSide, queries: Queries, seed: in
         if best in names:  # a single channel's weights say nothing of cold items
             start = _as_warm(channels, weights)
             weights = coordinate_ascent(ranking, start, over="cold")
-        floor = COLD_SHARE * _cold_recall(scores, side, queries)
+        floor = COLD_SHARE * _cold_hits(scores, side, queries)
         weights = lift_cold(ranking, weights, floor)
     ndcg = {name: float(values.mean()) for name, values in found.items()}
     return Fused(weights.placed(kept, n_channels), best, ndcg)
@@ -233,21 +233,18 @@ def _as_warm(channels: Sequence[Channel], weights: FusionWeights) -> FusionWeigh
     return replace(weights, cold=cold.astype(np.float32), cold_bias=0.0)
 
 
-def _cold_recall(
+def _cold_hits(
     scores: Sequence[torch.Tensor], side: ItemSide, queries: Queries, k: int = 10
-) -> float:
-    """The best recall@k of relevant cold items that one channel reaches alone; 0 if too few."""
+) -> int:
+    """How many relevant cold items the channel that finds most of them lists among its first k."""
     only = only_items(queries.relevant, side.cold)
-    if only.nnz < COLD_ENOUGH:
-        return 0.0
     k = min(k, len(side.cold))
     tops: list[list[npt.NDArray[np.int64]]] = [[] for _ in scores]
     for rows, block in _blocks(scores, np.arange(len(queries))):
         excluded = queries.take(rows).excluded
         for top, part in zip(tops, block, strict=True):
             top.append(exclude(part.clone(), excluded).topk(k, dim=1).indices.numpy())
-    hits = [hits_of(np.concatenate(top), only).sum() for top in tops]
-    return float(max(hits) / only.nnz)
+    return max(int(hits_of(np.concatenate(top), only).sum()) for top in tops)
 
 
 def _methods(candidates: Candidates, side: ItemSide, seed: int) -> Methods:

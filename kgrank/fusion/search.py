@@ -120,10 +120,9 @@ class Ranking(NamedTuple):
         """Mean NDCG@k over the queries; ties count as misses."""
         return float(_ndcg(self, self.queries, self.fused(weights)))
 
-    def recall_of_cold(self, scores: Floats) -> float:
-        """The share of the relevant cold candidates among the first k; 1 if there are none."""
-        listed = _listed(self, scores)[self.cold[self.relevant]]
-        return float(listed.mean()) if len(listed) else 1.0
+    def cold_hits(self, scores: Floats) -> int:
+        """How many relevant cold candidates are among the first k."""
+        return int(_listed(self, scores)[self.cold[self.relevant]].sum())
 
 
 def coordinate_ascent(
@@ -177,18 +176,18 @@ def bagged(ranking: Ranking, start: FusionWeights, seed: int) -> FusionWeights:
 
 
 def lift_cold(ranking: Ranking, weights: FusionWeights, floor: float) -> FusionWeights:
-    """Raise the bias of cold items until their recall@k reaches `floor`, no further.
+    """Raise the bias of cold items until so many that are relevant are listed, no further.
 
     Args:
-        ranking: what is ranked; its relevant cold items are what recall is taken over.
+        ranking: what is ranked.
         weights: where to start; returned unchanged if they reach the floor, or if no lift can.
-        floor: recall@k of relevant cold items to reach.
+        floor: how many relevant cold items are to be among the first k.
     """
     scores = ranking.fused(weights)
     cold = ranking.cold.astype(np.float32)
 
     def reached(lift: float) -> bool:
-        return ranking.recall_of_cold(scores + np.float32(lift) * cold) >= floor
+        return ranking.cold_hits(scores + np.float32(lift) * cold) >= floor
 
     if reached(0.0):
         return weights

@@ -268,7 +268,7 @@ def ladder() -> tuple[Candidates, ItemSide]:
     return candidates_of(torch.cat([warm, cold], 1)[:, :, None], relevant), side
 
 
-@pytest.mark.parametrize(("floor", "lift"), [(0.1, 1.0), (0.5, 5.0), (1.0, 10.0)])
+@pytest.mark.parametrize(("floor", "lift"), [(0.5, 1.0), (4.25, 5.0), (10.0, 10.0)])
 def test_cold_items_are_lifted_to_the_floor_and_no_further(floor: float, lift: float) -> None:
     """For five of ten to beat the tenth place, which scores 11, the fifth's 6 needs 5 more."""
     candidates, side = ladder()
@@ -283,12 +283,7 @@ def test_cold_items_are_lifted_to_the_floor_and_no_further(floor: float, lift: f
 def test_cold_items_that_reach_the_floor_are_left_where_they_are() -> None:
     candidates, side = ladder()
     high = replace(FusionWeights.equal(1), cold_bias=9.5)  # nine of ten are listed
-    assert lift_cold(Ranking.of(candidates, side), high, floor=0.85) is high
-    none_cold = replace(side, cold=np.zeros(11, bool))
-    assert (
-        lift_cold(Ranking.of(candidates, none_cold), FusionWeights.equal(1), floor=1.0).cold_bias
-        == 0.0
-    )
+    assert lift_cold(Ranking.of(candidates, side), high, floor=8.5) is high
 
 
 def test_where_no_lift_reaches_the_floor_the_weights_stay() -> None:
@@ -306,7 +301,7 @@ def test_where_no_lift_reaches_the_floor_the_weights_stay() -> None:
     zeros = np.zeros(30, np.float32)
     side = ItemSide(zeros, zeros, np.arange(30) >= 10)
     weights = FusionWeights.equal(1)
-    assert lift_cold(Ranking.of(candidates, side), weights, floor=0.3) is weights
+    assert lift_cold(Ranking.of(candidates, side), weights, floor=1.2) is weights
 
 
 def test_cold_items_are_raised_to_the_middle_of_the_lists() -> None:
