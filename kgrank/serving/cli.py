@@ -18,12 +18,15 @@ import typer
 
 from kgrank.errors import DataError, Fault
 from kgrank.serving.compress_cli import app as compress_app
+from kgrank.serving.explain_cli import app as explain_app
 from kgrank.serving.faithfulness_cli import measure_reasons
 from kgrank.serving.graph_cli import app as graph_app
 from kgrank.serving.options import (
+    Anonymous,
     BundlePath,
     Folder,
     Json,
+    Language,
     Resume,
     Sets,
     SourcePath,
@@ -32,17 +35,13 @@ from kgrank.serving.options import (
     faults_told,
 )
 from kgrank.serving.printing import (
-    explanation_page,
     print_bundle,
     print_evaluation,
-    print_explanation,
-    print_item_profile,
     print_json,
-    print_profile,
     print_table,
     progress_on_stderr,
 )
-from kgrank.serving.rules_cli import At, RulesFile, loaded, tell_why_not, validated
+from kgrank.serving.rules_cli import At, RulesFile, loaded, validated
 from kgrank.serving.text_cli import app as text_app
 from kgrank.serving.tune_cli import app as tune_app
 
@@ -53,16 +52,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-User = Annotated[str, typer.Option("--user", help="A user id, to the letter.")]
-Item = Annotated[str, typer.Option("--item", help="An item id, to the letter.")]
 Repeats = Literal["exclude", "allow", "only"]
 RepeatsOption = Annotated[
     Repeats, typer.Option(help="May a list hold what the user has met? Only that?")
-]
-
-Language = Annotated[Literal["en", "zh"], typer.Option(help="Of the text.")]
-Anonymous = Annotated[
-    bool, typer.Option("--anonymous", help="Leave other users' ids out of the paths.")
 ]
 
 
@@ -383,105 +375,7 @@ def vectors(
         typer.echo(told if inside else "No dense channel weighs in these lists: no item vectors.")
 
 
-@app.command()
-def explain(
-    bundle: BundlePath,
-    user: User,
-    item: Annotated[str | None, typer.Option(help="An item id, to the letter.")] = None,
-    why_not: Annotated[
-        str | None, typer.Option(metavar="ITEM", help="Tell why this item is not on the list.")
-    ] = None,
-    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Length of that list.")] = 10,
-    paths: Annotated[int, typer.Option(min=0, help="At most so many paths.")] = 3,
-    format: Annotated[
-        Literal["text", "json", "html", "svg"], typer.Option(help="What to print.")
-    ] = "text",
-    language: Language = "en",
-    anonymous: Anonymous = False,
-    task: TaskOption = "rank",
-    rules: RulesFile = None,
-    at: At = None,
-    as_json: Json = False,
-) -> None:
-    """Take one score apart, by channel, event and path; or tell what keeps a product off a list."""
-    as_json = as_json or format == "json"
-    if format in ("html", "svg") and (as_json or why_not is not None):
-        other = "--json prints JSON" if as_json else "--why-not prints text or JSON"
-        message = f"{other}, --format {format} does not; choose one of them."
-        raise typer.BadParameter(message, param_hint="--format")
-    if why_not is not None and task != "rank":
-        message = "--why-not tells of the lists of rank only; leave --task out."
-        raise typer.BadParameter(message, param_hint="--task")
-    if item is None and why_not is not None:
-        tell_why_not(bundle, user, why_not, n, language, rules, at, as_json)
-        return
-    if item is None or why_not is not None:
-        raise typer.BadParameter("name either --item or --why-not.", param_hint="--item")
-    with faults_told(as_json):
-        recommender = loaded(bundle, rules, at)
-        why = recommender.explain(
-            user, item, max_paths=paths, language=language, anonymous=anonymous, task=task
-        )
-        names = recommender.bundle.names
-    if as_json:
-        print_json(asdict(why))
-    elif format == "svg":
-        from kgrank.serving.drawing import draw_paths
-
-        typer.echo(draw_paths(why))
-    elif format == "html":
-        typer.echo(explanation_page(why, names, language))
-    else:
-        print_explanation(why, names)
-
-
-@app.command()
-def similar(
-    bundle: BundlePath,
-    item: Item,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 10,
-    as_json: Json = False,
-) -> None:
-    """List the products that a history of one product alone speaks for."""
-    with faults_told(as_json):
-        recommender = loaded(bundle)
-        table = recommender.similar_items([item], n)
-        names = recommender.bundle.names
-    columns = ("rank", "item_id", "title", "score")
-    rows = [
-        (int(rank), id_, names[id_], float(score))
-        for rank, id_, score in zip(table["rank"], table["similar_id"], table["score"], strict=True)
-    ]
-    if as_json:
-        found = [dict(zip(columns, row, strict=True)) for row in rows]
-        print_json({"item_id": item, "similar": found})
-    else:
-        print_table(columns, rows, f"Like {item} {names[item]}")
-
-
-@app.command()
-def profile(
-    bundle: BundlePath,
-    user: Annotated[str | None, typer.Option(help="A user id, to the letter.")] = None,
-    item: Annotated[str | None, typer.Option(help="An item id, to the letter.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Show what the engine knows of a user, or of a product."""
-    if (user is None) == (item is None):
-        raise typer.BadParameter("name either --user or --item.", param_hint="--user")
-    with faults_told(as_json):
-        recommender = loaded(bundle)
-        names = recommender.bundle.names
-        known = recommender.profile(user) if user is not None else None
-        of_item = recommender.profile_item(item) if item is not None else None
-    if as_json:
-        print_json(asdict(known) if known else asdict(of_item) if of_item else {})
-    elif known:
-        print_profile(known, names)
-    elif of_item:
-        print_item_profile(of_item, names)
-
-
+app.add_typer(explain_app)
 app.add_typer(text_app)
 app.add_typer(compress_app)
 app.add_typer(tune_app)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,20 @@ import torch
 import torch.nn.functional as F
 
 from kgrank.config import read_source
-from kgrank.errors import ConfigError, DataError, Fault
-from kgrank.fusion.evidence import SPLITS, Evidence, numbered
+from kgrank.errors import ConfigError
+from kgrank.fusion.evidence import Evidence, numbered
 from kgrank.fusion.history import REFUSED, Decay, Histories, Spans
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.lists import top_n
 from kgrank.fusion.metrics import ListMetrics, list_metrics, paired_bootstrap
 from kgrank.fusion.model import FusedModel, Head, exclude, only
 from kgrank.fusion.queries import (
-    Queries,
-    all_allowed,
-    new_only,
-    next_queries,
     only_items,
-    user_queries,
 )
 from kgrank.fusion.training import plain_ease
 from kgrank.kg.tables import Tables, read_tables
 from kgrank.progress import Progress, silent
+from kgrank.serving.asking import Asked, all_events, ask
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.predicting import judge_predictions
 from kgrank.serving.recommender import head_of, task_head
@@ -50,21 +46,6 @@ OPTIONS = {
 }
 
 Scorer = Callable[[Histories, Spans], torch.Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """The queries of an evaluation, and what its slices are taken over.
-
-    Attributes:
-        queries: what is ranked for, against what.
-        cold: (columns of `relevant`) bool: never in train.
-        new_user: (n_queries) bool: the user has no train event.
-    """
-
-    queries: Queries
-    cold: npt.NDArray[np.bool_]
-    new_user: npt.NDArray[np.bool_]
 
 
 def evaluate_bundle(
@@ -121,9 +102,9 @@ def evaluate_bundle(
     results, per_query = {}, {}
     for variant in variants:
         fitted = bundle if variant == "true" else _refit(bundle, tables, variant, cache, progress)
-        full, splits = _numbered(fitted, tables, split)
+        full, splits = all_events(fitted, tables, split)
         kinds = bundle.model.predictors[head].kinds if task != "rank" else full.kind_names
-        asked = _ask(fitted, full, splits, split, protocol, history, repeats, relevant, kinds)
+        asked = ask(fitted, full, splits, split, protocol, history, repeats, relevant, kinds)
         lists = _Lists(asked, repeats, progress)
         scores, result = lists.judge(_model_scores(fitted.model, head), "kgrank")
         if variant == variants[0]:  # no other graph changes them
@@ -166,9 +147,9 @@ def valid_lists(
     Raises:
         DataError: the tables are not those of the bundle, or there is nothing on valid.
     """
-    full, splits = _numbered(bundle, tables, "valid")
+    full, splits = all_events(bundle, tables, "valid")
     given = ("valid", "user", "train", "exclude", "all", full.kind_names)
-    asked = _ask(bundle, full, splits, *given)
+    asked = ask(bundle, full, splits, *given)
     scores, _ = _Lists(asked, "exclude", progress).judge(
         _model_scores(bundle.model, "new"), "valid"
     )
@@ -248,90 +229,6 @@ def _refit(
         kg = config.kg.model_copy(update={"bins": {}, "categorical": ()})
         config = config.model_copy(update={"kg": kg})
     return train(replace(changed, events=split), config, cache=cache, progress=progress)
-
-
-def _numbered(bundle: Bundle, tables: Tables, split: str) -> tuple[Histories, npt.NDArray[np.int8]]:
-    """All events, those of the split included, and the split of each.
-
-    Users and items that the bundle does not know have the numbers after those it knows.
-    """
-    events = bundle.cuts.apply(tables.events)
-    unknown = ~events["item_id"].isin(bundle.item_table["item_id"])
-    if tables.items_from_events:  # what only test rows name is no fault: the bundle cannot list it
-        unknown &= events["split"] != "test"
-    if unknown.any():
-        row = int(np.flatnonzero(unknown)[0])
-        found = f"item {events['item_id'].iloc[row]!r}, which the bundle does not know"
-        mend = "Evaluate on the tables the bundle was trained on, or train it again."
-        allowed = "items of the bundle"
-        raise DataError(
-            [Fault("events", None, "item_id", found, allowed, mend, int(unknown.sum()))]
-        )
-    if split == "valid":
-        events = events[events["split"] != "test"]
-    new = events.loc[~events["user_id"].isin(bundle.users.ids()), "user_id"].unique()
-    users = bundle.users.extended(new)
-    items = bundle.items.extended(events["item_id"])
-    return numbered(events, users, items)
-
-
-def _ask(
-    bundle: Bundle,
-    full: Histories,
-    splits: npt.NDArray[np.int8],
-    split: str,
-    protocol: str,
-    history: str,
-    repeats: str,
-    relevant: str,
-    kinds: Sequence[str],
-) -> Asked:
-    """The queries of the split, asked for events of the kinds."""
-    asked = (splits == SPLITS.index(split)) & full.of_kinds(kinds)
-    asked &= ~np.isin(full.kind_names, REFUSED)[full.kinds]
-    if not asked.any():
-        mend = "Give rows of the split, or widen [split]."
-        raise DataError([Fault("events", None, "split", f"no {split} users", "some", mend)])
-    in_train = splits == 0
-    before = in_train if history == "train" or split == "valid" else splits < 2
-    if protocol == "user":
-        queries = user_queries(full.where(before), full.where(asked), full.where(splits < 2))
-        if split == "valid":
-            queries = replace(queries, excluded=full.where(before).binary()[queries.users])
-    else:
-        queries = next_queries(full, np.flatnonzero(asked))
-    if relevant == "new":
-        queries = _new(queries)
-    if protocol == "next" and history == "train":
-        counts = np.r_[0, np.cumsum(in_train)]
-        spans = Spans(counts[queries.spans.first], counts[queries.spans.last])
-        queries = replace(queries, histories=full.where(in_train), spans=spans)
-    if repeats != "exclude":
-        queries = all_allowed(queries)
-    if full.n_items > len(bundle.items):
-        queries = _known_histories(queries, len(bundle.items))
-    train_items = np.bincount(full.items[in_train], minlength=full.n_items)
-    train_events = np.bincount(full.users()[in_train], minlength=full.n_users)
-    return Asked(queries, train_items == 0, train_events[queries.users] == 0)
-
-
-def _known_histories(queries: Queries, n_items: int) -> Queries:
-    """The queries with histories of the first n_items only; the others stay among the relevant."""
-    known = queries.histories.items < n_items
-    counts = np.r_[0, np.cumsum(known)]
-    spans = Spans(counts[queries.spans.first], counts[queries.spans.last])
-    return replace(queries, histories=queries.histories.of_items(np.arange(n_items)), spans=spans)
-
-
-def _new(queries: Queries) -> Queries:
-    """The queries with only what the user had not met before."""
-    met = queries.histories.weights(queries.spans, Decay())
-    met.data[:] = 1.0
-    narrowed = new_only(replace(queries, excluded=queries.excluded.maximum(met)))
-    if not len(narrowed):
-        mend = "Ask for all relevant rows."
-        raise DataError([Fault("events", None, "item_id", "nothing new", "some new items", mend)])
-    return narrowed
 
 
 @dataclass(frozen=True)
