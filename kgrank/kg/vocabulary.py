@@ -63,13 +63,19 @@ class Vocabulary:
 
     Attributes:
         array: the ids in the order of their numbers, `pyarrow.LargeStringArray` (n,).
+        kind: whose ids they are, such as "user", for messages.
     """
 
     array: Any
+    kind: str = ""
 
     @classmethod
-    def from_ids(cls, ids: Ids) -> Vocabulary:
+    def from_ids(cls, ids: Ids, kind: str = "") -> Vocabulary:
         """A vocabulary of the ids in the order given.
+
+        Args:
+            ids: strings, (n,).
+            kind: whose they are, for messages.
 
         Raises:
             DataError: an id comes twice, or is not a string.
@@ -77,7 +83,7 @@ class Vocabulary:
         array = string_array(ids)
         if len(array.unique()) < len(array):
             raise DataError([_duplicate(array)])
-        return cls(array)
+        return cls(array, kind)
 
     def __len__(self) -> int:
         return len(self.array)
@@ -143,9 +149,11 @@ class Vocabulary:
 
     def _unknown(self, ids: list[str]) -> UnknownIdError:
         shown = ", ".join(repr(id_) for id_ in ids[:5]) + (", …" if len(ids) > 5 else "")
-        known = f"the {len(self)} known ids" if len(self) else "none (the vocabulary is empty)"
+        id_, known = f"{self.kind} id".strip(), "none (the vocabulary is empty)"
+        if len(self):
+            known = f"the {len(self)} known {id_}s"
         return UnknownIdError(
-            f"found {len(ids)} unknown id{'s' * (len(ids) > 1)}: {shown}; allowed: {known}. "
+            f"found {len(ids)} unknown {id_}{'s' * (len(ids) > 1)}: {shown}; allowed: {known}. "
             "Ids are compared to the letter: check spelling, case and leading zeros."
         )
 
@@ -164,7 +172,7 @@ class Vocabulary:
         """A vocabulary with the ids that are new appended, each once, in the order given."""
         array = string_array(ids).unique()
         new = array.filter(pc.invert(pc.is_in(array, value_set=self.array)))
-        return Vocabulary(pa.concat_arrays([self.array, new])) if len(new) else self
+        return replace(self, array=pa.concat_arrays([self.array, new])) if len(new) else self
 
 
 def _duplicate(array: Any) -> Fault:

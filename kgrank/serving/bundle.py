@@ -288,8 +288,8 @@ class Bundle:
         return cls(
             config=Config.from_dict(manifest["config"], "manifest.json"),
             model=FusedModel(channels, side, heads, predictors),
-            users=Vocabulary.from_ids(users["user_id"]),
-            items=Vocabulary.from_ids(items["item_id"]),
+            users=Vocabulary.from_ids(users["user_id"], "user"),
+            items=Vocabulary.from_ids(items["item_id"], "item"),
             events=pd.read_parquet(folder / "events.parquet"),
             item_table=items,
             user_table=pd.read_parquet(folder / "users.parquet"),

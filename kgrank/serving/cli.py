@@ -27,6 +27,7 @@ from kgrank.serving.options import (
     Folder,
     Json,
     Language,
+    Repeats,
     Resume,
     Sets,
     SourcePath,
@@ -52,7 +53,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Repeats = Literal["exclude", "allow", "only"]
 RepeatsOption = Annotated[
     Repeats, typer.Option(help="May a list hold what the user has met? Only that?")
 ]

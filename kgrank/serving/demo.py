@@ -26,7 +26,7 @@ from kgrank.kg.importers import import_tables
 from kgrank.kg.tables import Tables, read_tables
 from kgrank.progress import Progress, silent
 from kgrank.serving.evaluating import evaluate_bundle
-from kgrank.serving.ranking import rank_users
+from kgrank.serving.ranking import job_in, rank_users
 from kgrank.serving.recommender import Recommender
 from kgrank.serving.report import (
     ChannelUse,
@@ -99,12 +99,14 @@ def run_demo(shop: str, out: Path, progress: Progress = silent) -> Path:
         the report's path.
 
     Raises:
-        ConfigError: no such shop.
+        ConfigError: no such shop, or the folder `rankings` holds something else.
         DataError: the tables are at fault, or the shop's package is not installed.
     """
     if shop not in SHOPS:
         raise ConfigError(f"shop: found {shop!r}; allowed: {', '.join(SHOPS)}. Pass one of them.")
     out.mkdir(parents=True, exist_ok=True)
+    rankings = out / "rankings"
+    job_in(rankings)  # refuses what is no such job, since the folder is emptied below
     stages = _Stages()
     with stages("import and validate"):
         progress("importing", 0, 1)
@@ -120,7 +122,6 @@ def run_demo(shop: str, out: Path, progress: Progress = silent) -> Path:
         everything = evaluate_bundle(recommender.bundle, repeats="allow", progress=progress)
         fresh = evaluate_bundle(recommender.bundle, relevant="new", progress=progress)
     with stages("rank for every " + SHOPS[shop].user):
-        rankings = out / "rankings"
         shutil.rmtree(rankings, ignore_errors=True)
         rank_users(recommender, rankings, user_ids=None, repeats="allow", progress=progress)
     with stages("explain"):

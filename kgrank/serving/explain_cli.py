@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from kgrank.serving.options import Anonymous, BundlePath, Json, Language, TaskOption, faults_told
+from kgrank.serving.options import (
+    Anonymous,
+    BundlePath,
+    Json,
+    Language,
+    Repeats,
+    TaskOption,
+    faults_told,
+)
 from kgrank.serving.printing import (
     explanation_page,
     print_explanation,
@@ -37,6 +45,12 @@ def explain(
     format: Annotated[
         Literal["text", "json", "html", "svg"], typer.Option(help="What to print.")
     ] = "text",
+    repeats: Annotated[
+        Repeats | None,
+        typer.Option(
+            help="The kind of list whose score it is; exclude, or allow for what the user has met."
+        ),
+    ] = None,
     language: Language = "en",
     anonymous: Anonymous = False,
     task: TaskOption = "rank",
@@ -50,6 +64,9 @@ def explain(
         other = "--json prints JSON" if as_json else "--why-not prints text or JSON"
         message = f"{other}, --format {format} does not; choose one of them."
         raise typer.BadParameter(message, param_hint="--format")
+    if why_not is not None and repeats is not None:
+        message = "--why-not tells of lists of new products only; leave --repeats out."
+        raise typer.BadParameter(message, param_hint="--repeats")
     if why_not is not None and task != "rank":
         message = "--why-not tells of the lists of rank only; leave --task out."
         raise typer.BadParameter(message, param_hint="--task")
@@ -61,7 +78,13 @@ def explain(
     with faults_told(as_json):
         recommender = loaded(bundle, rules, at)
         why = recommender.explain(
-            user, item, max_paths=paths, language=language, anonymous=anonymous, task=task
+            user,
+            item,
+            max_paths=paths,
+            repeats=repeats,
+            language=language,
+            anonymous=anonymous,
+            task=task,
         )
         names = recommender.bundle.names
     if as_json:

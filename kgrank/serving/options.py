@@ -49,6 +49,7 @@ Track = Annotated[
         "wandb[:PROJECT]; may be repeated.",
     ),
 ]
+Repeats = Literal["exclude", "allow", "only"]
 Language = Annotated[Literal["en", "zh"], typer.Option(help="Of the text.")]
 Anonymous = Annotated[
     bool, typer.Option("--anonymous", help="Leave other users' ids out of the paths.")

@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
 """The columns of every part; a task but "rank" has one more, see `schema_of`."""
 
 _MANIFEST, _TEMPORARY = "manifest.json", ".tmp"
+_MEND = "Name a new folder, or remove this one and begin again."
 _TABLES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 
 
@@ -303,32 +304,41 @@ def _nothing_in(out: Path) -> list[dict[str, Any]]:
 
 def _finished(out: Path, job: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The parts of this job that are whole; anything that is not of this job is refused."""
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
-    if not out.exists() or not names - {_MANIFEST + _TEMPORARY}:
-        return []  # it was killed before the first manifest, or never begun
-    mend = "Name a new folder, or remove this one and begin again."
-    if _MANIFEST not in names:
-        raise ConfigError(f"{out}: found no {_MANIFEST}; allowed: the folder of a job. {mend}")
-    was, parts = _listed(out, mend)
-    for key, value in job.items():
+    was, parts = job_in(out)
+    for key, value in job.items() if was else ():
         if was.get(key) != value:
             found = f"a job with {key} = {was.get(key)!r}"
-            raise ConfigError(f"{out}: found {found}; allowed: {value!r}, as asked now. {mend}")
+            raise ConfigError(f"{out}: found {found}; allowed: {value!r}, as asked now. {_MEND}")
     for part in parts:
         path = out / part["file"]
         if not path.is_file() or _sha256(path) != part["sha256"]:
             found = "other content" if path.is_file() else "no file"
             allowed = f"the part that {_MANIFEST} lists"
-            raise ConfigError(f"{path}: found {found}; allowed: {allowed}. {mend}")
+            raise ConfigError(f"{path}: found {found}; allowed: {allowed}. {_MEND}")
+    return parts
+
+
+def job_in(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the manifest in a folder says of a ranking job, and its parts; nothing if there is none.
+
+    Raises:
+        ConfigError: the folder holds something else than such a job.
+    """
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
+    if not out.exists() or not names - {_MANIFEST + _TEMPORARY}:
+        return {}, []  # it was killed before the first manifest, or never begun
+    if _MANIFEST not in names:
+        raise ConfigError(f"{out}: found no {_MANIFEST}; allowed: the folder of a job. {_MEND}")
+    was, parts = _listed(out)
     ours = {_name(number) for number in range(len(parts) + 1)}  # +1: not yet listed
     ours |= {name + _TEMPORARY for name in (*ours, _MANIFEST)} | {_MANIFEST}
     if foreign := sorted(names - ours):
         found = ", ".join(foreign[:5])
-        raise ConfigError(f"{out}: found {found}; allowed: parts of this job. {mend}")
-    return parts
+        raise ConfigError(f"{out}: found {found}; allowed: parts of this job. {_MEND}")
+    return was, parts
 
 
-def _listed(out: Path, mend: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _listed(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the manifest says of the job, and its parts; a part can only have its due name."""
     keys: dict[str, type] = {"file": str, "users": int, "rows": int, "sha256": str}
     try:
@@ -338,7 +348,9 @@ def _listed(out: Path, mend: str) -> tuple[dict[str, Any], list[dict[str, Any]]]
             raise ValueError("parts that are not in order")
     except (ValueError, KeyError, TypeError) as error:
         found, allowed = f"something else ({error!r})", "what a ranking job writes"
-        raise ConfigError(f"{out / _MANIFEST}: found {found}; allowed: {allowed}. {mend}") from None
+        raise ConfigError(
+            f"{out / _MANIFEST}: found {found}; allowed: {allowed}. {_MEND}"
+        ) from None
     return values, parts
 
 

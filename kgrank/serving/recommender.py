@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +120,8 @@ class Recommender:
             ConfigError: n is below 1, or `repeats` or `task` is none of the allowed ones.
             ModelError: the bundle has no head for the task.
         """
-        users = self.bundle.users.numbers(list(user_ids))
+        user_ids = _texts("user_ids", user_ids)
+        users = self.bundle.users.numbers(user_ids)
         histories = self.bundle.histories
         spans = histories.of_users(users)
         return self._lists(user_ids, histories, spans, n, candidates, repeats, task, users)
@@ -156,20 +157,34 @@ class Recommender:
         lists = self._lists([""], visitor, spans, n, candidates, repeats, task, visitors)
         return lists.drop(columns="user_id")
 
-    def rank(self, user_id: str, item_ids: Sequence[str], task: Task = "rank") -> pd.DataFrame:
+    def rank(
+        self,
+        user_id: str,
+        item_ids: Sequence[str],
+        task: Task = "rank",
+        repeats: Repeats = "exclude",
+    ) -> pd.DataFrame:
         """The given items, met before or not, in the user's order: `item_id`, `score`, `rank`.
 
         Another task than "rank" adds `probability` or `rating`, as in `recommend`.
         Rules do not touch it: who names the items has chosen them.
 
+        Args:
+            user_id: a user the bundle knows.
+            item_ids: items the bundle knows.
+            task: as in `recommend`.
+            repeats: the kind of list whose scores these are, as in `explain`: "exclude" weighs all
+                items as if they were new to the user, "allow" knows which were met.
+
         Raises:
             UnknownIdError: the user or an item is unknown.
             ConfigError, ModelError: as in `recommend`.
         """
-        head = task_head(self.bundle, task, "exclude")
+        head = task_head(self.bundle, task, repeats)
+        item_ids = _texts("item_ids", item_ids)
         histories = self.bundle.histories
         spans = histories.of_users(self.bundle.users.numbers([user_id]))
-        items = self.bundle.items.numbers(list(item_ids))
+        items = self.bundle.items.numbers(item_ids)
         found = self.model.top(histories, spans, head, len(items), candidates=items)
         return self._table([user_id], *found, head).drop(columns="user_id")
 
@@ -185,7 +200,8 @@ class Recommender:
             UnknownIdError: an item is unknown.
         """
         _check_length(n)
-        items = self.bundle.items.numbers(list(item_ids))
+        item_ids = _texts("item_ids", item_ids)
+        items = self.bundle.items.numbers(item_ids)
         starts = np.arange(len(items) + 1)
         alone = Histories(
             starts=starts,
@@ -232,6 +248,8 @@ class Recommender:
             UnknownIdError: the user or the item is unknown.
             ConfigError, ModelError: as in `recommend`.
         """
+        if not _whole(max_paths, 0):
+            raise ConfigError(f"max_paths: found {max_paths!r}; allowed: 0 or more.")
         head: Head | None = None
         if task != "rank" or repeats is not None:
             head = task_head(self.bundle, task, repeats or "exclude")
@@ -272,7 +290,9 @@ class Recommender:
             ConfigError: n is below 1, or `repeats` or the language is none of the known ones.
         """
         _check_length(n)
-        numbers = None if candidates is None else self.bundle.items.numbers(list(candidates))
+        numbers = None
+        if candidates is not None:
+            numbers = self.bundle.items.numbers(_texts("candidates", candidates))
         head = head_of(repeats)
         return why_not(self.ruling, user_id, item_id, n, numbers, repeats, head, language)
 
@@ -354,6 +374,13 @@ class Recommender:
         return write_vectors(self.bundle, self.model, Path(path), users, head_of(repeats))
 
     def _visitor(self, history: Sequence[tuple[str, str]]) -> Histories:
+        history = [history] if isinstance(history, str) else list(history)
+        for pair in history:
+            if not (isinstance(pair, tuple | list) and [type(part) for part in pair] == [str, str]):
+                raise ConfigError(
+                    f"history: found {pair!r}; allowed: pairs of an item's id and a kind of event, "
+                    'such as ("090", "purchase"). Write each event so.'
+                )
         kinds = self.bundle.histories.kind_names
         names = tuple(sorted({*kinds, *(event for _, event in history)}))
         return Histories(
@@ -379,7 +406,7 @@ class Recommender:
         _check_length(n)
         head = task_head(self.bundle, task, repeats)
         items = self.bundle.items
-        numbers = None if candidates is None else items.numbers(list(candidates))
+        numbers = None if candidates is None else items.numbers(_texts("candidates", candidates))
         at = self.ruling.moment()  # one for all that is asked of the rules
         pick = self.ruling.pick(users, n, head, numbers, at=at)
         chosen, values = self.model.top(
@@ -408,8 +435,26 @@ class Recommender:
 
 
 def _check_length(n: int) -> None:
-    if n < 1:
-        raise ConfigError(f"n: found {n}; allowed: 1 or more. Ask for at least one item.")
+    if not _whole(n, 1):
+        raise ConfigError(f"n: found {n!r}; allowed: 1 or more. Ask for at least one item.")
+
+
+def _whole(value: object, least: int) -> bool:
+    """Whether the value is a whole number, at least so large."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and int(cast(int, value)) >= least
+
+
+def _texts(name: str, ids: Iterable[str]) -> list[str]:
+    """The ids as a list.
+
+    Raises:
+        ConfigError: they are none; one id alone would be read letter by letter.
+    """
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        mend = f"Write [{ids!r}]." if isinstance(ids, str) else "Pass one."
+        raise ConfigError(f"{name}: found {ids!r}; allowed: a list of ids. {mend}")
+    return list(ids)
 
 
 def head_of(repeats: str) -> Head:

@@ -90,9 +90,9 @@ def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = si
     events, cuts = split_events(tables.events, config.split)
     seen = events[events["split"] != "test"]
     known = pd.concat([seen["user_id"], tables.users["user_id"]])
-    users = Vocabulary.from_ids(known.drop_duplicates())
+    users = Vocabulary.from_ids(known.drop_duplicates(), "user")
     seen = seen[seen["event"] != REFUSED]  # nobody chose these: they only speak in histories
-    items = Vocabulary.from_ids(tables.items["item_id"])
+    items = Vocabulary.from_ids(tables.items["item_id"], "item")
     histories, splits = numbered(seen, users, items)
     kg = config.kg
     if config.image.model is not None and config.image.column not in kg.ignore:

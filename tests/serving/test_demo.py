@@ -60,6 +60,18 @@ def test_a_second_run_reuses_the_text_vectors_and_replaces_the_lists(
     assert len([path for path in (tmp_path / "models").iterdir() if path.is_dir()]) == 2
 
 
+def test_what_is_not_the_demos_own_is_not_removed(tmp_path: Path) -> None:
+    mine = tmp_path / "rankings" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine", "utf-8")
+    with pytest.raises(
+        ConfigError, match=r"rankings: found no manifest\.json; allowed: the folder"
+    ):
+        run_demo("sample", tmp_path)
+    assert mine.read_text("utf-8") == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["rankings"]
+
+
 def test_an_unknown_shop_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'corner'; allowed: sample, completejourney"):
         run_demo("corner", tmp_path / "out")

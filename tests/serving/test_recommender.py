@@ -240,6 +240,60 @@ def test_an_unknown_id_is_named(recommender: Recommender) -> None:
             call()
 
 
+def test_a_message_says_whose_id_is_unknown(recommender: Recommender) -> None:
+    with pytest.raises(
+        UnknownIdError, match=r"1 unknown user id: 'x'; allowed: the \d+ known user"
+    ):
+        recommender.recommend(["x"])
+    with pytest.raises(UnknownIdError, match="2 unknown item ids: 'x', 'y'"):
+        recommender.similar_items(["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda rec: rec.recommend("u-ada"), r"user_ids: found 'u-ada'; .* Write \['u-ada'\]"),
+        (lambda rec: rec.recommend(None), "user_ids: found None; allowed: a list"),
+        (lambda rec: rec.recommend(["u-ada"], candidates="090"), "candidates: found '090'"),
+        (lambda rec: rec.rank("u-ada", "090"), "item_ids: found '090'"),
+        (lambda rec: rec.similar_items("090"), "item_ids: found '090'"),
+        (lambda rec: rec.recommend(["u-ada"], n=2.5), "n: found 2.5; allowed: 1 or more"),
+        (lambda rec: rec.recommend(["u-ada"], n="3"), "n: found '3'"),
+        (lambda rec: rec.recommend(["u-ada"], n=True), "n: found True"),
+        (lambda rec: rec.recommend(["u-ada"], n=0), "n: found 0"),
+        (lambda rec: rec.explain("u-ada", "090", max_paths=-1), "max_paths: found -1"),
+        (lambda rec: rec.explain("u-ada", "090", max_paths="x"), "max_paths: found 'x'"),
+        (lambda rec: rec.recommend_history(["090"]), "history: found '090'; allowed: pairs"),
+        (lambda rec: rec.recommend_history([("090", "view", 1)]), r"history: found \('090'"),
+        (lambda rec: rec.recommend_history([("090", None)]), r"history: found \('090', None\)"),
+    ],
+)
+def test_what_is_no_list_or_number_is_refused(
+    recommender: Recommender, call: Callable[[Recommender], object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call(recommender)
+
+
+def test_ids_may_come_one_after_the_other(recommender: Recommender) -> None:
+    users = ["u-ada", "u-hal"]
+    pd.testing.assert_frame_equal(recommender.recommend(iter(users)), recommender.recommend(users))
+
+
+def test_named_products_have_the_scores_of_the_lists_that_are_named(
+    recommender: Recommender,
+) -> None:
+    """Met or not: where all may be listed, a score is what the list says and `explain` sums up."""
+    listed = recommender.recommend(["u-ada"], n=20, repeats="allow").set_index("item_id")["score"]
+    ranked = recommender.rank("u-ada", listed.index.tolist(), repeats="allow")
+    assert ranked["item_id"].tolist() == listed.index.tolist()
+    assert ranked["score"].tolist() == pytest.approx(listed.tolist(), rel=1e-5)
+    for item in listed.index[:3]:
+        assert recommender.explain("u-ada", item, repeats="allow").score == pytest.approx(
+            listed[item], rel=1e-5
+        )
+
+
 def test_ids_that_are_one_number_are_two_products(recommender: Recommender) -> None:
     lists = recommender.recommend_history([("7", "purchase")], n=299)
     assert "007" in set(lists["item_id"])
