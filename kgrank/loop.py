@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -36,6 +37,7 @@ Batch = TypeVar("Batch")
 
 _CHECKPOINT = "checkpoint.safetensors"
 _LOWEST_RATE = 0.02  # of the highest, at the end of the schedule
+_UNREADABLE = (SafetensorError, LookupError, ValueError, TypeError, RuntimeError, OSError)
 _log = logging.getLogger(__name__)
 
 
@@ -137,7 +139,8 @@ class Loop(Generic[Batch]):
         self.folder, self.sinks, self.report = folder, sinks, report
         self.after_step = after_step
         self.stop_after = stop_after
-        self.identity = json.dumps([name, settings.as_dict(), identity, stop_after])
+        about = [name, settings.as_dict(), identity, stop_after, version("kgrank")]
+        self.identity = json.dumps(about)
         self.state = _State()
         parameters = [p for p in task.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -151,7 +154,8 @@ class Loop(Generic[Batch]):
         """Train until the epochs are over or valid no longer gets better.
 
         Raises:
-            ModelError: a loss or gradient is not finite; the message names step and batch. Or the
+            ModelError: a loss or gradient is not finite: the message names step and batch; or the
+                result on valid is not: it names the epoch. There is nothing to train on. Or the
                 joined processes do not train the same, or one of them has ended.
         """
         start, saved = time.monotonic(), time.monotonic()
@@ -160,6 +164,11 @@ class Loop(Generic[Batch]):
         epochs = self.stop_after or settings.epochs
         while state.epoch < epochs and not self._stalled():
             batches = self.task.batches(state.epoch)
+            if not len(batches):
+                raise ModelError(
+                    f"{self.name}: found nothing to train on; allowed: one batch or more. Give it "
+                    "more events."
+                )
             total_steps = settings.epochs * len(batches)
             begun, begun_at = time.monotonic(), state.step
             while state.step < len(batches):
@@ -184,7 +193,8 @@ class Loop(Generic[Batch]):
         if self.best:
             self.task.module.load_state_dict(self.best)
         if self.folder is not None and rank() == 0:
-            (self.folder / _CHECKPOINT).unlink(missing_ok=True)
+            for path in (self.folder / _CHECKPOINT, *self.folder.glob(f".{_CHECKPOINT}.*")):
+                path.unlink(missing_ok=True)  # a kill may leave one that is not whole
             with suppress(OSError):  # something else lies there
                 self.folder.rmdir()
         best = 1 + max(range(len(state.valid)), key=lambda e: state.valid[e]) if state.valid else 0
@@ -234,6 +244,11 @@ class Loop(Generic[Batch]):
         self.task.module.eval()
         with torch.no_grad():
             value = agreed(self.task.judge() if rank() == 0 else 0.0)
+        if not math.isfinite(value):
+            raise ModelError(
+                f"{self.name}: found {value} on valid after epoch {state.epoch}; allowed: finite "
+                "numbers. Lower the rate in its section, such as learn.rate."
+            )
         if value > max(state.valid, default=-math.inf):
             weights = self.task.module.state_dict()
             self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
@@ -300,17 +315,21 @@ class Loop(Generic[Batch]):
             with safe_open(path, "pt") as file:
                 words = file.metadata() or {}
                 if words.get("identity") != self.identity:
-                    self._warn(path, words["identity"])
+                    self._warn(path, json.loads(words["identity"])[0])
                     return
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             said: dict[str, Any] = json.loads(words["state"])
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            said |= {name: tuple(said[name]) for name in ("valid", "losses")}
+            self._take(_State(**said), tensors)
+        except _UNREADABLE as error:
             raise ModelError(
                 f"{path}: found a checkpoint that cannot be read ({error}); allowed: one written "
                 "by this version. Remove it, and the training starts anew."
             ) from error
-        said |= {name: tuple(said[name]) for name in ("valid", "losses")}
-        self.state = _State(**said)
+
+    def _take(self, state: _State, tensors: Mapping[str, Tensor]) -> None:
+        """Stand where a checkpoint of this training stands."""
+        self.state = state
         self.task.module.load_state_dict(_named(tensors, "module."))
         self.best = _named(tensors, "best.")
         optimizer = self.optimizer.state_dict()
@@ -320,9 +339,8 @@ class Loop(Generic[Batch]):
             of_parameter.setdefault(int(number), {})[entry] = tensor
         self.optimizer.load_state_dict({**optimizer, "state": of_parameter})
 
-    def _warn(self, path: Path, identity: str) -> None:
-        """Say that the checkpoint is of another training, whose identity is given."""
-        other = json.loads(identity)[0]
+    def _warn(self, path: Path, other: str) -> None:
+        """Say that the checkpoint is of another training, whose name is given."""
         if rank() == 0:
             _log.warning(
                 "%s: found the checkpoint of another training (%s); %s begins anew and replaces it",

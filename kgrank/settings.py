@@ -147,4 +147,4 @@ class LearnSettings(Section):
     warmup: int = Field(default=20, ge=0)
     clip: float = Field(default=1.0, gt=0)
     checkpoint_seconds: float = Field(default=60.0, ge=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)

@@ -43,7 +43,7 @@ class TuneSettings(Section):
     sampler: Sampler = "tpe"
     metric: Metric = "ndcg@10"
     folds: int = Field(default=1, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,35 @@ def test_a_loss_that_is_not_finite_names_step_and_batch() -> None:
         Loop(task, SETTINGS, "line").run()
 
 
+def test_a_result_on_valid_that_is_not_finite_names_the_epoch() -> None:
+    with pytest.raises(ModelError, match="line: found nan on valid after epoch 2; allowed: finite"):
+        Loop(Line(valid=[0.1, float("nan")]), SETTINGS, "line").run()
+
+
+def test_nothing_to_train_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Line()
+    monkeypatch.setattr(task, "batches", lambda epoch: [])
+    with pytest.raises(ModelError, match="line: found nothing to train on"):
+        Loop(task, SETTINGS, "line").run()
+
+
+def test_a_checkpoint_of_weights_of_another_shape_is_named(tmp_path: Path) -> None:
+    """As after a change of the model's code that its identity does not tell."""
+    path = tmp_path / "checkpoint.safetensors"
+    loop = Loop(Line(), SETTINGS, "line", folder=tmp_path)
+    loop._save()
+    task = Line()
+    task.module[0] = nn.Linear(3, 5)
+    with pytest.raises(ModelError, match=f"{path}: found a checkpoint that cannot be read"):
+        Loop(task, SETTINGS, "line", folder=tmp_path, resume=True)
+
+
+def test_what_a_kill_left_of_a_checkpoint_goes_in_the_end(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint.safetensors.123").write_bytes(b"half")
+    run(tmp_path)
+    assert not tmp_path.exists()
+
+
 class Kept:
     """A sink that keeps what it is told."""
 

@@ -102,7 +102,7 @@ class CompressSettings(Section):
     batch: int = Field(default=32, ge=1)
     rate: float = Field(default=1e-4, gt=0)
     warmup: int = Field(default=50, ge=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     def learn(self) -> LearnSettings:
         """What the training loop is told."""

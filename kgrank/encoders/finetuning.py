@@ -112,7 +112,7 @@ class FinetuneSettings(Section):
     rate: float | None = Field(default=None, gt=0)
     warmup: int = Field(default=10, ge=0)
     decay: float = Field(default=0.01, ge=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _rises(self) -> FinetuneSettings:

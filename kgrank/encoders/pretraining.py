@@ -77,7 +77,7 @@ class PretrainSettings(Section):
     batch: int = Field(default=32, ge=1)
     rate: float | None = Field(default=None, gt=0)
     warmup: int = Field(default=50, ge=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     vocabulary: int = Field(default=16_000, ge=100)
     layers: int = Field(default=4, ge=1)
     width: int = Field(default=256, ge=_HEAD, multiple_of=_HEAD)

@@ -27,6 +27,8 @@ from kgrank.progress import Progress, silent
 from kgrank.settings import LearnSettings
 
 if TYPE_CHECKING:
+    from hashlib import _Hash
+
     from torch_geometric.data import HeteroData
 
     from kgrank.kg.gnn import GraphInput
@@ -141,7 +143,7 @@ class Learner:
             "learned" if epochs is None else "learned refit",
             folder=self.checkpoints,
             resume=self.resume,
-            identity=_identity(self.graph, graph, histories),
+            identity=f"{_identity(self.graph, graph, histories)} {_begun(start, queries)}",
             sinks=self.sinks,
             report=self.report,
             stop_after=epochs,
@@ -197,7 +199,11 @@ def _identity(settings: GraphSettings, graph: GraphInput, histories: Histories) 
     digest = sha256(repr(settings.as_dict()).encode())
     for array in (histories.starts, histories.items, histories.kinds, histories.times):
         digest.update(array.tobytes())
-    for array in (graph.relations, graph.tails, graph.known.indices, graph.words.indices):
+    if histories.values is not None:
+        digest.update(histories.values.tobytes())
+    for matrix in (graph.known, graph.words):
+        _feed(digest, matrix)
+    for array in (graph.relations, graph.tails):
         digest.update(array.tobytes())
     digest.update(graph.texts.numpy().tobytes())
     for kind in graph.data.edge_types:
@@ -205,3 +211,21 @@ def _identity(settings: GraphSettings, graph: GraphInput, histories: Histories) 
             digest.update(repr(kind).encode())
             digest.update(graph.data[kind].edge_index.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _begun(start: Start | None, queries: Queries) -> int:
+    """A hash of what process 0 alone has, in all: what it begins with, and is judged on."""
+    digest = sha256()
+    if start is not None:
+        _feed(digest, start.weights)
+        digest.update(repr(float(start.text)).encode())
+    for matrix in (queries.relevant, queries.excluded):
+        _feed(digest, matrix)
+    for array in (queries.spans.first, queries.spans.last, queries.users):
+        digest.update(array.tobytes())
+    return int(agreed(float(int(digest.hexdigest()[:12], 16))))  # 48 bits: a float holds them
+
+
+def _feed(digest: _Hash, matrix: sp.csr_matrix) -> None:
+    for array in (matrix.indptr, matrix.indices, matrix.data):
+        digest.update(array.tobytes())

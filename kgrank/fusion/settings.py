@@ -25,7 +25,7 @@ class FitSettings(Section):
     refit: bool = True
     protocol: Literal["auto", "later", "user"] = "auto"
     neighbors: int = Field(default=100, ge=1, le=1000)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class TaskSettings(Section):

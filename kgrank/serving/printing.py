@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on."""
 
 _PIPE_WIDTH = 160  # columns of a table that no terminal shows
-_LINE_SECONDS = 60.0  # between two lines of one stage, where no terminal shows a bar
+_FIRST_SECONDS, _LINE_SECONDS = 10.0, 60.0  # of a stage's lines, where no terminal shows a bar
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -80,7 +80,10 @@ def _shown(value: Any) -> str:
 
 @contextmanager
 def progress_on_stderr() -> Iterator[Progress]:
-    """Bars where stderr is a terminal, else a line as each stage begins and every minute of it."""
+    """Bars where stderr is a terminal.
+
+    Else a line as each stage begins, one after ten seconds of it, and one every minute.
+    """
     if not sys.stderr.isatty():
         yield _stage_lines()
         return
@@ -109,7 +112,7 @@ def _stage_lines() -> Progress:
         nonlocal last, shown
         now = time.monotonic()
         if _name_of(stage) != last:
-            last, shown = _name_of(stage), now
+            last, shown = _name_of(stage), now - _LINE_SECONDS + _FIRST_SECONDS
             print(f"{last} …", file=sys.stderr, flush=True)
         elif now - shown >= _LINE_SECONDS:
             shown = now

@@ -98,14 +98,21 @@ def test_text_vectors_are_heard_as_far_as_they_are_told(even_events: pd.DataFram
     assert 0.0 < cosine(0.2) < cosine(1.0)
 
 
-def test_a_checkpoint_of_other_facts_is_not_taken(
+def test_a_checkpoint_is_taken_with_the_facts_start_and_queries_it_began_with_alone(
     even_events: pd.DataFrame, tmp_path: Path
 ) -> None:
-    """Cut short after its first epoch, a training goes on only with the brands it began with."""
-    histories, queries, _ = world(even_events)
-    start = Start(sp.identity(histories.n_items, np.float32, format="csr"), 0.0)
+    """Each training is cut short after its first epoch."""
+    histories, asked, _ = world(even_events)
+    weights = sp.identity(histories.n_items, np.float32, format="csr")
 
-    def first_step(brands: str, *, resume: bool) -> int:
+    def first_step(
+        brands: str = "abab" * 5,
+        *,
+        resume: bool = True,
+        factor: float = 1.0,
+        queries: Queries = asked,
+        values: npt.NDArray[np.float64] | None = None,
+    ) -> int:
         """The first step that is reported."""
         ids = even_events["item_id"].drop_duplicates()
         items = pd.DataFrame({"item_id": ids, "title": "", "brand": list(brands)})
@@ -121,12 +128,21 @@ def test_a_checkpoint_of_other_facts_is_not_taken(
         settings, learn = GraphSettings(dim=4, hops=0), LearnSettings(epochs=2, batch=64)
         learner = Learner(data, settings, learn, checkpoints=tmp_path, resume=resume, report=report)
         with pytest.raises(KeyboardInterrupt):
-            learner.learn(Evidence.of_events(histories), start, ordered=True, queries=queries)
+            evidence = Evidence.of_events(replace(histories, values=values))
+            start = Start(factor * weights, 0.0)
+            learner.learn(evidence, start, ordered=True, queries=queries)
         return told[0]
 
-    assert first_step("abab" * 5, resume=False) == 1
-    assert first_step("abab" * 5, resume=True) > 1
-    assert first_step("aabb" * 5, resume=True) == 1
+    assert first_step(resume=False) == 1
+    assert first_step() > 1
+    for other in (
+        {"brands": "aabb" * 5},
+        {"factor": 2.0},
+        {"queries": asked.take(np.arange(len(asked) - 1))},
+        {"values": np.ones(len(histories.items))},
+    ):
+        assert first_step(resume=False) == 1
+        assert first_step(**other) == 1  # type: ignore[arg-type]
 
 
 def items_of(batch: Rows, row: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

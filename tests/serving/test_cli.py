@@ -32,13 +32,13 @@ def answer(*words: object) -> Any:
     return json.loads(result.stdout)
 
 
-def test_a_long_stage_is_told_of_every_minute_where_no_terminal_is(
+def test_a_long_stage_is_told_of_soon_and_every_minute_where_no_terminal_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [1000.0]
     monkeypatch.setattr(printing.time, "monotonic", lambda: clock[-1])
     with progress_on_stderr() as progress:
-        for now, done in ((1000.0, 0), (1059.0, 1), (1060.0, 2), (1119.0, 3), (1121.0, 4)):
+        for now, done in ((1000.0, 0), (1009.0, 1), (1010.0, 2), (1069.0, 3), (1071.0, 4)):
             clock.append(now)
             progress(f"trials: best {done / 10}", done, 9)
         progress("writing", 0, 1)

@@ -275,8 +275,8 @@ def test_what_is_no_list_or_number_is_refused(
         call(recommender)
 
 
-def test_ids_may_come_one_after_the_other(recommender: Recommender) -> None:
-    users = ["u-ada", "u-hal"]
+def test_ids_may_come_one_after_the_other(recommender: Recommender, active: list[str]) -> None:
+    users = active[:2]
     pd.testing.assert_frame_equal(recommender.recommend(iter(users)), recommender.recommend(users))
 
 
