@@ -139,8 +139,17 @@ class Bundle:
         Returns:
             the bundle's folder, `models/<UTC>-<hash>`.
         """
+        fusion = self.facts["fusion"]
         manifest = {
             "config": self.config.as_dict(),
+            "metrics": {
+                head: {"valid_ndcg@10": found["valid_ndcg@10"].get(found["method"])}
+                for head, found in fusion.items()
+            },
+            "rows": {
+                **self.facts["rows"],
+                **{name: self.facts[name] for name in ("users", "items", "edges")},
+            },
             "source": str(self.source) if self.source else None,
             "cuts": _cuts_to_json(self.cuts),
             "channels": [

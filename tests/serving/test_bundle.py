@@ -115,15 +115,19 @@ def test_vectors_of_entities_with_nan_are_refused(tiny_bundle: Bundle, tmp_path:
 
 def test_current_names_the_bundle_saved_last(tiny_bundle: Bundle, tmp_path: Path) -> None:
     first = tiny_bundle.save(tmp_path)
-    changed = replace(tiny_bundle, facts={"of": "the second"})
+    changed = replace(tiny_bundle, facts={**tiny_bundle.facts, "of": "the second"})
     second = changed.save(tmp_path)
     assert (tmp_path / "current").read_text() == f"{second.name}\n"
-    assert Bundle.load(tmp_path).facts == {"of": "the second"}
+    assert Bundle.load(tmp_path).facts["of"] == "the second"
     assert Bundle.load(first).facts == tiny_bundle.facts
 
 
 def test_one_flipped_byte_in_any_file_is_refused_by_name(shop_models: Path, tmp_path: Path) -> None:
     found, manifest = open_bundle(shop_models)
+    rows, facts = manifest["rows"], manifest["facts"]
+    assert rows == {**facts["rows"], **{name: facts[name] for name in ("users", "items", "edges")}}
+    for head, reached in manifest["metrics"].items():
+        assert reached["valid_ndcg@10"] in facts["fusion"][head]["valid_ndcg@10"].values()
     folder = Path(shutil.copytree(found, tmp_path / "bundle"))
     assert {"weights.safetensors", "events.parquet", "graph/edges.parquet"} <= set(
         manifest["files"]
