@@ -24,7 +24,7 @@ from kgrank.fusion.metrics import ListMetrics, list_metrics, paired_bootstrap
 from kgrank.fusion.model import FusedModel, Head, exclude, only
 from kgrank.fusion.queries import only_items
 from kgrank.fusion.training import plain_ease
-from kgrank.kg.tables import Tables, read_tables
+from kgrank.kg.tables import Tables, TablesSettings, read_tables
 from kgrank.progress import Progress, silent
 from kgrank.serving.asking import Asked, all_events, ask
 from kgrank.serving.bundle import Bundle
@@ -234,7 +234,8 @@ def source_tables(bundle: Bundle, source: Path | None) -> Tables:
             "source: found a bundle of tables made in memory; allowed: a folder of tables. "
             "Name it with --source."
         )
-    return read_tables(where, bundle.config.tables if source is None else None)
+    named = bundle.config.tables if source is None else TablesSettings()
+    return read_tables(where, None if named == TablesSettings() else named)  # None: as a toml says
 
 
 def _refit(

@@ -229,6 +229,15 @@ def test_tables_that_a_setting_named_are_found_again(tmp_path: Path) -> None:
     assert evaluate_bundle(Bundle.load(tmp_path / "models"))["users"] == 10
 
 
+def test_tables_that_a_toml_named_are_found_again(tmp_path: Path) -> None:
+    """Though the configuration of the fit said nothing of them."""
+    source = shop(tmp_path / "shop", rows("time"))
+    (source / "events.csv").rename(source / "log.csv")
+    (source / "kgrank.toml").write_text('[tables]\nevents = "log.csv"\n', "utf-8")
+    fitted(source).save(tmp_path / "models")
+    assert evaluate_bundle(Bundle.load(tmp_path / "models"))["users"] == N_USERS
+
+
 # What was met before
 
 
