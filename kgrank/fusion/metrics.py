@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.stats import bootstrap
 
-from kgrank.errors import DataError, Fault
+from kgrank.errors import ConfigError, DataError, Fault
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,24 +150,27 @@ def list_metrics(
 
 
 def evaluate(
-    recommended: pd.DataFrame, relevant: pd.DataFrame, k: Sequence[int] = (10, 20)
+    recommended: pd.DataFrame, relevant: pd.DataFrame, k: int | Sequence[int] = (10, 20)
 ) -> pd.DataFrame:
     """Score any system's lists: tables in, table out.
 
     Args:
-        recommended: `user_id`, `item_id` and `rank` (1 = best) or `score` (highest = best; equal
-            scores keep the order of the rows).
+        recommended: `user_id`, `item_id` and `rank` (1 = best) or `score` (highest = best), which
+            are numbers; equal ones keep the order of the rows. With both, `rank` counts.
         relevant: `user_id`, `item_id`; a pair that stands there twice counts once. The users in
             this table are the ones evaluated: one without a list scores 0. In both tables ids are
             compared as text: 1 and "1" are one id.
-        k: cut-offs.
+        k: a cut-off, or several, each 1 or more.
 
     Returns:
         One row: `users`, `recall@k`, `ndcg@k` for each k, and `mrr`.
 
     Raises:
-        DataError: a column is missing, `relevant` is empty, or a list holds an item twice.
+        ConfigError: `k` is empty, or not of whole numbers of at least 1.
+        DataError: a column is missing, `relevant` is empty, a list holds an item twice, or a rank
+            or score is no number.
     """
+    cuts = _cut_offs(k)
     _need_columns(recommended, "recommended", ("user_id", "item_id"))
     _need_columns(relevant, "relevant", ("user_id", "item_id"))
     if "rank" not in recommended and "score" not in recommended:
@@ -188,17 +191,40 @@ def evaluate(
         (len(users), len(items)),
     )
     wanted.sum_duplicates()
-    by_rank = "rank" in recommended
-    lists = recommended.sort_values(
-        "rank" if by_rank else "score", ascending=by_rank, kind="stable"
-    )
+    by = "rank" if "rank" in recommended else "score"
+    _need_numbers(recommended[by], by)
+    lists = recommended.sort_values(by, ascending=by == "rank", kind="stable")
     user = users.get_indexer(lists["user_id"])
     lists, user = lists[user >= 0], user[user >= 0]
     place = pd.Series(user).groupby(user).cumcount().to_numpy()
-    width = max(max(k), int(place.max()) + 1 if len(place) else 1)
+    width = max(max(cuts), int(place.max()) + 1 if len(place) else 1)
     top = np.full((len(users), width), -1, np.int64)
     top[user, place] = items.get_indexer(lists["item_id"])
-    return pd.DataFrame([{"users": len(users), **list_metrics(top, wanted, k).means()}])
+    return pd.DataFrame([{"users": len(users), **list_metrics(top, wanted, cuts).means()}])
+
+
+def _cut_offs(k: int | Sequence[int]) -> tuple[int, ...]:
+    given: Any = np.atleast_1d(np.asarray(k, dtype=object))
+    whole = [isinstance(cut, (int, np.integer)) and not isinstance(cut, bool) for cut in given]
+    if not whole or not all(whole) or min(given) < 1:
+        allowed = "whole numbers of at least 1, such as (10, 20)"
+        raise ConfigError(f"k: found {k!r}; allowed: {allowed}. Pass one or more of them.")
+    return tuple(map(int, given))
+
+
+def _need_numbers(values: pd.Series[Any], column: str) -> None:
+    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    wrong = values.isna() if numeric else pd.Series(True, index=values.index)
+    if not wrong.any():
+        return
+    place = int(np.flatnonzero(wrong)[0])
+    mend = "Make numbers of the column, such as with pandas.to_numeric, and fill what is absent."
+    if not numeric:
+        found, count = f"{values.iloc[place]!r} in a column of {values.dtype}", len(values)
+    else:
+        found, count = "no number", int(wrong.sum())
+    fault = Fault("recommended", place + 1, column, found, "numbers", mend, count)
+    raise DataError([fault])
 
 
 def _need_columns(frame: pd.DataFrame, name: str, columns: Sequence[str]) -> None:

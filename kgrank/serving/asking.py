@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
 
 from kgrank.errors import DataError, Fault
 from kgrank.fusion.evidence import SPLITS, numbered
@@ -14,6 +16,8 @@ from kgrank.fusion.history import REFUSED, Decay, Histories, Spans
 from kgrank.fusion.queries import Queries, all_allowed, new_only, next_queries, user_queries
 from kgrank.kg.tables import Tables
 from kgrank.serving.bundle import Bundle
+
+BLOCK = 65_536  # queries whose histories are looked through at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +28,13 @@ class Asked:
         queries: what is ranked for, against what.
         cold: (columns of `relevant`) bool: never in train.
         new_user: (n_queries) bool: the user has no train event.
+        met_before: how many queries have something relevant that the user had met.
     """
 
     queries: Queries
     cold: npt.NDArray[np.bool_]
     new_user: npt.NDArray[np.bool_]
+    met_before: int
 
 
 def all_events(
@@ -36,7 +42,9 @@ def all_events(
 ) -> tuple[Histories, npt.NDArray[np.int8]]:
     """All events, those of the split included, and the split of each.
 
-    Users and items that the bundle does not know have the numbers after those it knows.
+    Users and items that the bundle does not know have the numbers after those it knows. Test rows
+    may be any; train and valid rows must be those of the bundle, in any order where they have
+    times. Refusals may have come since: nothing is learned from them.
 
     Args:
         bundle: what is evaluated.
@@ -47,7 +55,8 @@ def all_events(
         the events, and (n_events) int8: 0 = train, 1 = valid, 2 = test.
 
     Raises:
-        DataError: the events name an item that the bundle does not know.
+        DataError: the events name an item that the bundle does not know, or their train and valid
+            rows (user, item, kind, time and split) are not those of the bundle.
     """
     events = bundle.cuts.apply(tables.events)
     unknown = ~events["item_id"].isin(bundle.item_table["item_id"])
@@ -66,7 +75,39 @@ def all_events(
     new = events.loc[~events["user_id"].isin(bundle.users.ids()), "user_id"].unique()
     users = bundle.users.extended(new)
     items = bundle.items.extended(events["item_id"])
-    return numbered(events, users, items)
+    full, splits = numbered(events, users, items)
+    _refuse_other_rows(_row_keys(full, splits), _row_keys(*bundle.numbered_events))
+    return full, splits
+
+
+def _row_keys(histories: Histories, splits: npt.NDArray[np.int8]) -> npt.NDArray[np.uint64]:
+    """(n_rows) what stands in each row that a fit may see, hashed and sorted; no refusals.
+
+    An event without a time has its place among those of its user.
+    """
+    kept = np.flatnonzero((splits < SPLITS.index("test")) & ~histories.of_kinds((REFUSED,)))
+    users, items, when = histories.users()[kept], histories.items[kept], histories.times[kept]
+    if not np.isfinite(when).any():
+        when = (np.arange(len(kept)) - np.searchsorted(users, users)).astype(np.float64)
+    kinds = pd.util.hash_array(np.array(histories.kind_names, dtype=object))[histories.kinds[kept]]
+    what = (users.astype(np.uint64) << np.uint64(32)) + items.astype(np.uint64)
+    rows = pd.DataFrame({"what": what, "how": kinds + splits[kept].astype(np.uint64), "when": when})
+    return np.sort(pd.util.hash_pandas_object(rows, index=False).to_numpy(np.uint64))
+
+
+def _refuse_other_rows(found: npt.NDArray[np.uint64], wanted: npt.NDArray[np.uint64]) -> None:
+    """See that the train and valid rows are those of the bundle, whatever their order."""
+    if np.array_equal(found, wanted):
+        return
+    _, of = np.unique(np.concatenate([found, wanted]), return_inverse=True)
+    more = np.bincount(of[: len(found)], minlength=len(of)) - np.bincount(
+        of[len(found) :], minlength=len(of)
+    )
+    added, missing = int(more[more > 0].sum()), -int(more[more < 0].sum())
+    told = f"{added} train and valid rows that are not the bundle's, and {missing} of its missing"
+    allowed = f"the {len(wanted)} that it was trained on, each with its user, item, event and time"
+    mend = "Name the tables it was trained on with --source, or train it again on these."
+    raise DataError([Fault("events", None, None, told, allowed, mend)])
 
 
 def ask(
@@ -104,8 +145,9 @@ def ask(
             queries = replace(queries, excluded=full.where(before).binary()[queries.users])
     else:
         queries = next_queries(full, np.flatnonzero(asked))
+    met_before = _met_before(queries)
     if relevant == "new":
-        queries = _new(queries)
+        queries, met_before = _new(queries), 0
     if protocol == "next" and history == "train":
         counts = np.r_[0, np.cumsum(in_train)]
         spans = Spans(counts[queries.spans.first], counts[queries.spans.last])
@@ -116,7 +158,7 @@ def ask(
         queries = _known_histories(queries, len(bundle.items))
     train_items = np.bincount(full.items[in_train], minlength=full.n_items)
     train_events = np.bincount(full.users()[in_train], minlength=full.n_users)
-    return Asked(queries, train_items == 0, train_events[queries.users] == 0)
+    return Asked(queries, train_items == 0, train_events[queries.users] == 0, met_before)
 
 
 def _known_histories(queries: Queries, n_items: int) -> Queries:
@@ -127,11 +169,25 @@ def _known_histories(queries: Queries, n_items: int) -> Queries:
     return replace(queries, histories=queries.histories.of_items(np.arange(n_items)), spans=spans)
 
 
-def _new(queries: Queries) -> Queries:
-    """The queries with only what the user had not met before."""
+def _met(queries: Queries) -> sp.csr_matrix:
+    """(n_queries × n_items) ones: what the user had met, listed again or not."""
     met = queries.histories.weights(queries.spans, Decay())
     met.data[:] = 1.0
-    narrowed = new_only(replace(queries, excluded=queries.excluded.maximum(met)))
+    return queries.excluded.maximum(met)
+
+
+def _met_before(queries: Queries) -> int:
+    """How many of the queries have something relevant that the user had met."""
+    count = 0
+    for start in range(0, len(queries), BLOCK):
+        block = queries.take(np.arange(start, min(start + BLOCK, len(queries))))
+        count += int(np.count_nonzero(np.diff(block.relevant.multiply(_met(block)).tocsr().indptr)))
+    return count
+
+
+def _new(queries: Queries) -> Queries:
+    """The queries with only what the user had not met before."""
+    narrowed = new_only(replace(queries, excluded=_met(queries)))
     if not len(narrowed):
         mend = "Ask for all relevant rows."
         raise DataError([Fault("events", None, "item_id", "nothing new", "some new items", mend)])

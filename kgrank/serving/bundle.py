@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 import torch
@@ -118,9 +119,14 @@ class Bundle:
         )
 
     @cached_property
+    def numbered_events(self) -> tuple[Histories, npt.NDArray[np.int8]]:
+        """The events by user, in order of time, and the split of each: 0 = train, 1 = valid."""
+        return numbered(self.events, self.users, self.items)
+
+    @property
     def histories(self) -> Histories:
         """The events by user, in order of time."""
-        return numbered(self.events, self.users, self.items)[0]
+        return self.numbered_events[0]
 
     @cached_property
     def item_entities(self) -> ItemEntityMatrix:

@@ -221,9 +221,15 @@ def train(
 @app.command()
 def evaluate(
     bundle: BundlePath,
-    split: Annotated[Literal["test", "valid"], typer.Option(help="What is predicted.")] = "test",
+    split: Annotated[
+        Literal["test", "valid"],
+        typer.Option(help="What is predicted; for valid train with fit.refit=false."),
+    ] = "test",
     protocol: Annotated[
-        Literal["user", "next"], typer.Option(help="One list a user, or one an event.")
+        Literal["user", "next"],
+        typer.Option(
+            help="One list a user, or one an event; its own item may be listed though met before."
+        ),
     ] = "user",
     history: Annotated[
         Literal["all", "train"], typer.Option(help="Rows that lists are made from.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,19 +14,17 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 
-from kgrank.config import read_source
+from kgrank.config import Config, read_source
 from kgrank.errors import ConfigError
-from kgrank.fusion.evidence import Evidence, numbered
+from kgrank.fusion.evidence import Evidence
 from kgrank.fusion.history import REFUSED, Decay, Histories, Spans
 from kgrank.fusion.item_item import Ridge
 from kgrank.fusion.lists import top_n
 from kgrank.fusion.metrics import ListMetrics, list_metrics, paired_bootstrap
 from kgrank.fusion.model import FusedModel, Head, exclude, only
-from kgrank.fusion.queries import (
-    only_items,
-)
+from kgrank.fusion.queries import only_items
 from kgrank.fusion.training import plain_ease
-from kgrank.kg.tables import Tables, read_tables
+from kgrank.kg.tables import Tables, TablesSettings, read_tables
 from kgrank.progress import Progress, silent
 from kgrank.serving.asking import Asked, all_events, ask
 from kgrank.serving.bundle import Bundle
@@ -36,6 +35,10 @@ from kgrank.serving.training import train
 K = (10, 20)
 CELLS = 16_000_000  # queries × items scored at a time
 OWN_HISTORY = Decay(half_life=60.0 * float(np.log(2.0)))  # e^(-days / 60)
+IN_SAMPLE = (
+    "the channels were fitted on these rows too, so the figures are too good. For rows they have "
+    "not seen, train with --set fit.refit=false, or evaluate on test."
+)
 OPTIONS = {
     "split": ("test", "valid"),
     "protocol": ("user", "next"),
@@ -44,6 +47,8 @@ OPTIONS = {
     "relevant": ("all", "new"),
     "graph": ("true", "shuffled", "none", "all"),
 }
+
+_log = logging.getLogger(__name__)
 
 Scorer = Callable[[Histories, Spans], torch.Tensor]
 
@@ -67,10 +72,15 @@ def evaluate_bundle(
     Args:
         bundle: what is evaluated.
         source: the tables; where the bundle was trained from if None.
-        split: "test" or "valid".
+        split: "test" or "valid". Channels fitted again on train + valid (`fit.refit`, the default)
+            know the valid rows: then that is said (a warning is logged, `in_sample` is true).
         protocol: "user": one list a user from the bundle's histories, relevant = the user's rows of
             the split; "next": every row of the split is a query, all events of the user before it
-            are its history. There the row's own item may be listed though the user has met it.
+            are its history. Where `repeats` is "exclude", an item met before is treated in two
+            ways: "next" leaves the met items out of the list but for the row's own, which may be
+            found again; "user" leaves all of them out, so that those among the relevant count as
+            missed. `met_before` tells of how many queries an answer was met before;
+            `relevant="new"` asks for the others alone.
         history: "all" (train + valid) or "train": what lists are made from. Items of either are
             not recommended again.
         repeats: "exclude" lists only items that are not in the history, "allow" all, "only" those.
@@ -90,7 +100,8 @@ def evaluate_bundle(
     Raises:
         ConfigError: an option is none of the allowed ones, or does not go with the task.
         ModelError: the bundle has no head for the task.
-        DataError: the tables are at fault, are not those of the bundle, or the split is empty.
+        DataError: the tables are at fault, are not those of the bundle (their train and valid rows
+            differ), or the split is empty.
     """
     given = {"split": split, "protocol": protocol, "history": history, "repeats": repeats}
     _check_options({**given, "relevant": relevant, "graph": graph})
@@ -98,11 +109,17 @@ def evaluate_bundle(
         _check_plain({"protocol": protocol, "history": history, "graph": graph}, task)
     head = task_head(bundle, task, repeats)
     tables = source_tables(bundle, source)
+    full, splits = all_events(bundle, tables, split)  # other tables are refused before any fit
+    in_sample = split == "valid" and bundle.config.fit.refit
+    if in_sample:
+        _log.warning("split valid: %s", IN_SAMPLE)
     variants = ("true", "shuffled", "none") if graph == "all" else (graph,)
     results, per_query = {}, {}
     for variant in variants:
-        fitted = bundle if variant == "true" else _refit(bundle, tables, variant, cache, progress)
-        full, splits = all_events(fitted, tables, split)
+        fitted = bundle
+        if variant != "true":
+            fitted = _refit(bundle, tables, variant, cache, progress)
+            full, splits = all_events(fitted, tables, split)
         kinds = bundle.model.predictors[head].kinds if task != "rank" else full.kind_names
         asked = ask(fitted, full, splits, split, protocol, history, repeats, relevant, kinds)
         lists = _Lists(asked, repeats, progress)
@@ -115,8 +132,9 @@ def evaluate_bundle(
             }
         results[variant], per_query[variant] = result, scores.ndcg[10]
     users = len(np.unique(asked.queries.users))
-    shown = {"protocol": protocol, "split": split, "users": users, "queries": len(asked.queries)}
-    out = {**shown, "history": history, "repeats": repeats, "relevant": relevant}
+    shown = {"protocol": protocol, "split": split, "in_sample": in_sample, "users": users}
+    counts = {"queries": len(asked.queries), "met_before": asked.met_before}
+    out = {**shown, **counts, "history": history, "repeats": repeats, "relevant": relevant}
     out |= results[variants[0]]
     if task != "rank":
         out["task"] = task
@@ -186,12 +204,15 @@ def refitted(
         seed: the seed of both.
         cache: folder of text vectors.
         progress: told of each stage.
+
+    Raises:
+        DataError: the tables are not those of the bundle.
     """
+    all_events(bundle, tables, "valid")  # other tables are refused
     config = bundle.config
     fit, learn = (one.model_copy(update={"seed": seed}) for one in (config.fit, config.learn))
     config = config.model_copy(update={"fit": fit, "learn": learn})
-    split = bundle.cuts.apply(tables.events)
-    return train(replace(tables, events=split), config, cache=cache, progress=progress)
+    return _trained(bundle, tables, config, cache, progress)
 
 
 def source_tables(bundle: Bundle, source: Path | None) -> Tables:
@@ -213,7 +234,8 @@ def source_tables(bundle: Bundle, source: Path | None) -> Tables:
             "source: found a bundle of tables made in memory; allowed: a folder of tables. "
             "Name it with --source."
         )
-    return read_tables(where)
+    named = bundle.config.tables if source is None else TablesSettings()
+    return read_tables(where, None if named == TablesSettings() else named)  # None: as a toml says
 
 
 def _refit(
@@ -224,11 +246,19 @@ def _refit(
     changed = tables.without_graph(keep=pictures)
     if variant == "shuffled":
         changed = tables.with_shuffled_graph(config.fit.seed, keep=pictures)
-    split = bundle.cuts.apply(changed.events)
     if variant == "none":
         kg = config.kg.model_copy(update={"bins": {}, "categorical": ()})
         config = config.model_copy(update={"kg": kg})
-    return train(replace(changed, events=split), config, cache=cache, progress=progress)
+    return _trained(bundle, changed, config, cache, progress)
+
+
+def _trained(
+    bundle: Bundle, tables: Tables, config: Config, cache: Path | None, progress: Progress
+) -> Bundle:
+    """Another fit of the bundle's tables, split as the bundle's were and with its cuts."""
+    split = replace(tables, events=bundle.cuts.apply(tables.events))
+    fitted = train(split, config, cache=cache, progress=progress)
+    return replace(fitted, cuts=bundle.cuts)
 
 
 @dataclass(frozen=True)
@@ -304,7 +334,7 @@ def _baselines(bundle: Bundle, repeats: str, task: str) -> dict[str, Scorer]:
 
     Beside a task that predicts, the lists of "rank" too.
     """
-    histories, splits = numbered(bundle.events, bundle.users, bundle.items)
+    histories, splits = bundle.numbered_events
     settings, chosen = bundle.config.fit, ~histories.of_kinds((REFUSED,))
     histories, splits = histories.where(chosen), splits[chosen]
     seen = histories if settings.refit else histories.where(splits == 0)

@@ -168,7 +168,11 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def print_evaluation(result: Mapping[str, Any]) -> None:
     """Print the object that `evaluate_bundle` gives."""
     asked = ("protocol", "split", "history", "repeats", "relevant", "users", "queries")
-    print(", ".join(f"{name} {result[name]}" for name in asked if name in result))
+    told = [f"{name} {result[name]}" for name in asked]
+    told += [f"{result['met_before']} of them with an answer met before"]
+    print(", ".join(told))
+    if result["in_sample"]:
+        print("In sample: the channels were fitted on these rows too.")
     systems = {"kgrank": result["metrics"], **result["baselines"]}
     rows = [(metric, *(of.get(metric) for of in systems.values())) for metric in result["metrics"]]
     print_table(("metric", *systems), rows)

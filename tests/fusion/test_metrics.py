@@ -1,12 +1,14 @@
 """Metrics equal an independent implementation's, and hand-worked numbers."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from kgrank.errors import DataError
+from kgrank.errors import ConfigError, DataError
 from kgrank.fusion.metrics import evaluate, hits_of, list_metrics, paired_bootstrap
 
 Lists = list[npt.NDArray[np.int64]]
@@ -171,6 +173,36 @@ def test_what_cannot_be_scored_is_refused() -> None:
         evaluate(lists, wanted.drop(columns="item_id"))
     with pytest.raises(DataError, match="relevant: found no rows"):
         evaluate(lists, wanted.iloc[:0])
+
+
+@pytest.mark.parametrize("k", [[], 0, (0,), (10, -1), (2.5,), "10", True, None, [[1, 2]]])
+def test_cut_offs_that_are_none_are_refused(k: Any) -> None:
+    lists = pd.DataFrame({"user_id": ["a"], "item_id": ["x"], "rank": [1]})
+    with pytest.raises(ConfigError, match=r"k: found .*; allowed: whole numbers of at least 1"):
+        evaluate(lists, lists, k=k)
+
+
+def test_one_cut_off_needs_no_list() -> None:
+    lists = pd.DataFrame({"user_id": ["a", "a"], "item_id": ["x", "y"], "rank": [1, 2]})
+    wanted = lists[["user_id", "item_id"]]
+    for k in (1, np.int64(1), np.array([1])):
+        found = evaluate(lists, wanted, k=k)
+        assert list(found) == ["users", "recall@1", "ndcg@1", "mrr"]
+        assert found["recall@1"].item() == 0.5
+
+
+@pytest.mark.parametrize("column", ["rank", "score"])
+def test_what_orders_a_list_has_to_be_numbers(column: str) -> None:
+    """As text 10 would come before 9; nobody knows where an absent one belongs."""
+    lists = pd.DataFrame({"user_id": "a", "item_id": ["x", "y", "z"]})
+    wanted = lists.iloc[:1]
+    for values in (["10", "9", "8"], pd.Series([9, "10", 8], dtype=object)):
+        with pytest.raises(DataError, match=f"row 1, column '{column}'.*; allowed: numbers"):
+            evaluate(lists.assign(**{column: values}), wanted)
+    with pytest.raises(DataError, match=f"row 2, column '{column}': found no number; allowed"):
+        evaluate(lists.assign(**{column: [1.0, np.nan, 2.0]}), wanted)
+    whole = pd.Series([10, 9, 8], dtype="Int64")
+    assert evaluate(lists.assign(**{column: whole}), wanted)["mrr"].item() > 0
 
 
 def test_a_bootstrap_draws_users_with_all_their_lists() -> None:
