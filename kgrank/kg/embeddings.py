@@ -16,7 +16,8 @@
 A generation is the manifest and the files it lists; none of them is ever changed. A write adds
 files, then puts a new manifest in the old one's place by renaming, and only then removes files
 that are no longer listed. So a process that is killed at any moment leaves the old generation or
-the new one. What it had begun to write nobody reads, and the next writer removes it.
+the new one. What it had begun to write nobody reads, and the next writer removes it: files that
+have such a name with the number of the next generation. Other files in the folder stay.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class EmbeddingStore:
         return cls(Path(path), *newest(Path(path), {}))
 
     def refresh(self) -> EmbeddingStore:
-        """The newest generation; files that are open are not opened again.
+        """The newest generation; files that are open are not opened again while they are there.
 
         Raises:
             StoreError: as in `open`.
@@ -288,6 +289,7 @@ class EmbeddingStore:
     def compact(self) -> EmbeddingStore:
         """Merge the files of each group into one, without what was replaced or deleted.
 
+        They are verified first: damage is refused, and not copied under a checksum of its own.
         When this returns, no file of the store holds a deleted id or its vector. (If it is killed
         after the new generation is there, old files may be left: the next writer removes them,
         `compact` too.) Indexes stay valid. Memory: the ids of a group, and a block of vectors.

@@ -22,7 +22,7 @@ from kgrank.kg.vectors import MAX_DIM
 from kgrank.settings import Section
 
 FORMATS = 2, 3
-"""The numbers of the layouts that are read; the last is written. 2 had no `former`."""
+"""The numbers of the layouts that are read; the last is written. 2 has no `former`, no `sum`."""
 
 MAX_MANIFEST_BYTES = 16_000_000
 
