@@ -16,7 +16,8 @@
 A generation is the manifest and the files it lists; none of them is ever changed. A write adds
 files, then puts a new manifest in the old one's place by renaming, and only then removes files
 that are no longer listed. So a process that is killed at any moment leaves the old generation or
-the new one. What it had begun to write nobody reads, and the next writer removes it.
+the new one. What it had begun to write nobody reads, and the next writer removes it: files that
+have such a name with the number of the next generation. Other files in the folder stay.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from kgrank.errors import ConfigError, ModelError, UnknownIdError
-from kgrank.files import TEMPORARY, replacing, sync
+from kgrank.files import replacing, sync
 from kgrank.kg.ann import build_index
 from kgrank.kg.generations import (
     LOCK,
     MANIFEST,
+    UNFINISHED,
     Manifest,
     locked,
     newest,
@@ -48,7 +50,15 @@ from kgrank.kg.generations import (
 )
 from kgrank.kg.groups import Group, GroupEntry
 from kgrank.kg.segments import FileEntry, refusal
-from kgrank.kg.vectors import MAX_DIM, Vectors, checked_ids, checked_shape, checked_vectors
+from kgrank.kg.vectors import (
+    MAX_DIM,
+    Vectors,
+    checked_ids,
+    checked_pair,
+    checked_shape,
+    checked_vectors,
+    whole,
+)
 from kgrank.kg.vocabulary import Ids, Vocabulary, string_array
 
 if TYPE_CHECKING:
@@ -87,7 +97,8 @@ class EmbeddingStore:
             StoreError: there is something already, or another process is writing there.
             OSError: the folder cannot be written to.
         """
-        if dim is not None and (type(dim) is not int or not 1 <= dim <= MAX_DIM):
+        size = None if dim is None else whole(dim)
+        if size is not None and not 1 <= size <= MAX_DIM:
             raise ConfigError(f"dim: found {dim!r}; allowed: 1 to {MAX_DIM:,}. Correct it.")
         path = Path(path)
         if path.exists() and not path.is_dir():
@@ -96,11 +107,11 @@ class EmbeddingStore:
         sync(path.parent)
         with locked(path):
             names = {entry.name for entry in path.iterdir()}
-            if foreign := sorted(n for n in names - {LOCK} if not n.startswith(TEMPORARY)):
+            if foreign := sorted(n for n in names - {LOCK} if not UNFINISHED.fullmatch(n)):
                 found = "a store" if MANIFEST in names else ", ".join(foreign[:5])
                 mend = "Open it, or name another folder."
                 raise refusal(path, found, "a new or empty folder", mend)
-            manifest = Manifest(dim=dim)
+            manifest = Manifest(dim=size)
             return cls(path, manifest, switch(path, manifest, {}))
 
     @classmethod
@@ -114,7 +125,7 @@ class EmbeddingStore:
         return cls(Path(path), *newest(Path(path), {}))
 
     def refresh(self) -> EmbeddingStore:
-        """The newest generation; files that are open are not opened again.
+        """The newest generation; files that are open are not opened again while they are there.
 
         Raises:
             StoreError: as in `open`.
@@ -174,12 +185,16 @@ class EmbeddingStore:
         """Add vectors, or put them in the place of those that the ids had.
 
         One file is written, of the new vectors alone; after 32 writes small files are merged on
-        the way. An index of the group is dropped: it is stale.
+        the way, and where more than half of the rows on disk would be replaced or deleted ones, all
+        files are. So the files of a group have never more than twice its rows, and what merging
+        copies grows with what was written. Files are verified before they are merged. An index of
+        the group is dropped: it is stale.
 
         Args:
             group: its name: lower-case letters, digits, underscores. A new name is a new group.
             ids: n different strings, none empty.
-            vectors: (n × dim) float32, finite.
+            vectors: (n × dim) float32, finite: an array, a tensor, or a column of lists of one
+                length (pyarrow, pandas). An Arrow array is not copied.
 
         Returns:
             The next generation after the newest on disk (which may be newer than this one).
@@ -197,13 +212,15 @@ class EmbeddingStore:
             known = store._groups.get(group)
             dim = checked_shape(matrix.shape, len(array), known.dim if known else None)
             known = known or Group(group, GroupEntry(dim=dim))
+            known.check_sound()
             rows = known.find(array)
-            first = known.merging_from(len(array))
             path = store._next_file(group, "safetensors")
-            entry = known.write(path, first, rows[rows >= 0], array, [matrix])
+            entry = known.write(path, rows[rows >= 0], array, [matrix])
             return store._with({group: entry})
 
-    def replace(self, groups: Mapping[str, tuple[Ids, Vectors] | None]) -> EmbeddingStore:
+    def replace(
+        self, groups: Mapping[str, tuple[Ids, Vectors | ArrayLike] | None]
+    ) -> EmbeddingStore:
         """Let groups hold exactly these vectors, all of them from one generation to the next.
 
         Only vectors that are new or others than before are written; ids that are not given again
@@ -219,18 +236,20 @@ class EmbeddingStore:
             The next generation after the newest on disk, or the newest if nothing differs.
 
         Raises:
-            ConfigError: a group's name is not one.
+            ConfigError: `groups` is no mapping, or a group's name is not one.
             DataError: ids or vectors are at fault; the newest generation stays.
             StoreError: another process is writing, or a file is damaged.
             OSError: the disk is full or the like; the newest generation stays.
         """
+        if not isinstance(groups, Mapping):
+            found, allowed = f"a {type(groups).__name__}", "a mapping of names to (ids, vectors)"
+            raise ConfigError(f"groups: found {found}; allowed: {allowed}. Pass a dict.")
         _check_names(groups)
-        given = {}
-        for name, content in groups.items():
-            if content is not None:
-                array = checked_ids(content[0])
-                checked_shape(content[1].shape, len(array), self.dim)
-                given[name] = array, content[1]
+        given = {
+            name: checked_pair(name, content, self.dim)
+            for name, content in groups.items()
+            if content is not None
+        }
         with self._writing() as store:
             entries: dict[str, GroupEntry | None] = {
                 name: None for name in groups if name in store._groups
@@ -262,13 +281,15 @@ class EmbeddingStore:
         array = Vocabulary.from_ids(ids).array
         with self._writing() as store:
             known = store._group(group)
+            known.check_sound()
             rows = known.known(array)
             path = store._next_file(group, "safetensors")
-            return store._with({group: known.write(path, known.merging_from(0), rows)})
+            return store._with({group: known.write(path, rows)})
 
     def compact(self) -> EmbeddingStore:
         """Merge the files of each group into one, without what was replaced or deleted.
 
+        They are verified first: damage is refused, and not copied under a checksum of its own.
         When this returns, no file of the store holds a deleted id or its vector. (If it is killed
         after the new generation is there, old files may be left: the next writer removes them,
         `compact` too.) Indexes stay valid. Memory: the ids of a group, and a block of vectors.
@@ -285,7 +306,7 @@ class EmbeddingStore:
             entries: dict[str, GroupEntry | None] = {}
             for name, group in store._groups.items():
                 if len(group.segments) > 1 or not group.live.all():
-                    entry = group.write(store._next_file(name, "safetensors"), 0, none)
+                    entry = group.write(store._next_file(name, "safetensors"), none, first=0)
                     entries[name] = entry.model_copy(update={"index": group.entry.index})
             return store._with(entries) if entries else store
 
@@ -331,7 +352,7 @@ class EmbeddingStore:
 
         Raises:
             UnknownIdError: there is no such group.
-            ConfigError: n is below 1.
+            ConfigError: n is below 1, or no whole number.
             DataError: the vectors are at fault.
             ModelError: `exact` is False but there is no index of these vectors, or no faiss; or
                 scores may be beyond float32.
@@ -339,10 +360,11 @@ class EmbeddingStore:
         """
         from kgrank.kg.nearest import nearest  # and torch with it
 
-        if n < 1:
-            raise ConfigError(f"n: found {n}; allowed: 1 or more. Ask for at least one.")
+        if (length := whole(n)) < 1:
+            mend = "Ask for at least one."
+            raise ConfigError(f"n: found {n!r}; allowed: a whole number, 1 or more. {mend}")
         known = self._group(group)
-        return nearest(known, checked_vectors(vectors, None, known.dim), n, exact)
+        return nearest(known, checked_vectors(vectors, None, known.dim), length, exact)
 
     def verify(self) -> None:
         """Read every byte of this generation's files and compare it with the checksums.
@@ -361,7 +383,8 @@ class EmbeddingStore:
     def to_arrow(self, group: str) -> Any:
         """A group as a `pyarrow.Table`: `id` (string) and `vector` (fixed-size list of float).
 
-        The vectors are those on disk, mapped, where nothing of a file was replaced or deleted.
+        The vectors are those on disk, mapped, where nothing of a file was replaced or deleted. The
+        way back, from Parquet too: `store.write(group, table["id"], table["vector"])`.
 
         Raises:
             UnknownIdError: there is no such group.
@@ -413,7 +436,7 @@ class EmbeddingStore:
         """Make a generation in which these groups are others, or (None) are no more."""
         changed = {**self.manifest.groups, **entries}
         groups = {name: entry for name, entry in changed.items() if entry is not None}
-        manifest = Manifest(dim=self.dim, generation=self.generation + 1, groups=groups)
+        manifest = self.manifest.next(groups)
         return EmbeddingStore(self.path, manifest, switch(self.path, manifest, self._groups))
 
 

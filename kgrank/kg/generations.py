@@ -15,20 +15,20 @@ from pydantic import Field, ValidationError
 
 from kgrank.errors import StoreError
 from kgrank.files import TEMPORARY, replacing, sync
+from kgrank.kg.ann import Index
 from kgrank.kg.groups import Group, GroupEntry
-from kgrank.kg.segments import refusal
+from kgrank.kg.segments import FileEntry, FileName, Segment, refusal
 from kgrank.kg.vectors import MAX_DIM
 from kgrank.settings import Section
 
-FORMAT = 2
-"""The number of the layout that is written, and the only one that is read."""
+FORMATS = 2, 3
+"""The numbers of the layouts that are read; the last is written. 2 has no `former`, no `sum`."""
 
 MAX_MANIFEST_BYTES = 16_000_000
 
 MANIFEST, LOCK = "manifest", "lock"
-_OWN_FILE = re.compile(
-    r"[a-z][a-z0-9_]*-[0-9]+\.(safetensors|faiss)|" + re.escape(TEMPORARY) + ".+"
-)
+UNFINISHED = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{32}")
+"""The names of manifests that a killed writer did not finish."""
 
 
 class Manifest(Section):
@@ -39,12 +39,26 @@ class Manifest(Section):
         dim: the one size that vectors may have; None = each group has its own.
         generation: how many times the store was written to.
         groups: what is in it.
+        former: the files of the generation before it that it has no use for; the writer that made
+            it removes them, or if that was killed the next one.
     """
 
-    format: Literal[2] = 2
+    format: Literal[2, 3] = 3
     dim: Annotated[int, Field(ge=1, le=MAX_DIM)] | None = None
     generation: Annotated[int, Field(ge=0)] = 0
     groups: Mapping[str, GroupEntry] = Field(default_factory=dict)
+    former: tuple[FileName, ...] = ()
+
+    @property
+    def files(self) -> set[str]:
+        """The names of its files."""
+        return {file.file for group in self.groups.values() for file in group.files}
+
+    def next(self, groups: Mapping[str, GroupEntry]) -> Manifest:
+        """The generation after this one, with these groups."""
+        manifest = Manifest(dim=self.dim, generation=self.generation + 1, groups=groups)
+        former = tuple(sorted(self.files - manifest.files))
+        return manifest.model_copy(update={"former": former})
 
 
 def newest(path: Path, known: Mapping[str, Group]) -> tuple[Manifest, dict[str, Group]]:
@@ -85,18 +99,29 @@ def switch(path: Path, manifest: Manifest, known: Mapping[str, Group]) -> dict[s
 
 
 def _open_groups(path: Path, manifest: Manifest, known: Mapping[str, Group]) -> dict[str, Group]:
-    files = {file.entry: file for group in known.values() for file in group.files}
+    opened = (file for group in known.values() for file in group.files)
+    files: dict[FileEntry, Segment | Index] = {f.entry: f for f in opened if f.mapped.stands()}
     groups = {}
     for name, entry in manifest.groups.items():
-        same = name in known and known[name].entry == entry
+        same = name in known and known[name].entry == entry and files.keys() >= {*entry.files}
         groups[name] = known[name] if same else Group.open(path, name, entry, files)
     return groups
 
 
 def remove_unlisted(path: Path, manifest: Manifest) -> None:
-    """Remove files of the store that are of no use any more; others' files stay."""
-    listed = {file.file for group in manifest.groups.values() for file in group.files}
-    unlisted = [p for p in path.iterdir() if p.name not in listed and _OWN_FILE.fullmatch(p.name)]
+    """Remove what the generation before had, and what a killed writer began; others' files stay."""
+    begun = re.compile(rf"[a-z][a-z0-9_]*-{manifest.generation + 1}\.(safetensors|faiss)")
+    unlisted = [
+        file
+        for file in path.iterdir()
+        if (
+            file.name in manifest.former
+            or begun.fullmatch(file.name)
+            or UNFINISHED.fullmatch(file.name)
+        )
+        and file.is_file()
+        and not file.is_symlink()
+    ]
     for file in unlisted:
         file.unlink()
     if unlisted:
@@ -146,9 +171,10 @@ def read_manifest(path: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise refusal(file, f"no JSON ({error})", "JSON in UTF-8") from None
     number = values.get("format") if isinstance(values, dict) else None
-    if type(number) is not int or number != FORMAT:
+    if type(number) is not int or number not in FORMATS:
         mend = "Read it with the kgrank that wrote it or a newer one."
-        raise refusal(file, f"store format {number!r}", f"store format {FORMAT}", mend)
+        allowed = f"store format {' or '.join(map(str, FORMATS))}"
+        raise refusal(file, f"store format {number!r}", allowed, mend)
     try:
         return Manifest.model_validate_json(content, strict=True)
     except ValidationError as error:

@@ -163,6 +163,16 @@ class Group:
             rows[held] = start + found[held]
         return rows
 
+    def check_sound(self) -> None:
+        """What a writer asks first: an id that damage hides would be in the group twice.
+
+        Raises:
+            StoreError: ids, hashes or replaced rows are other than they were written.
+        """
+        for segment in self.segments:
+            if not segment.sound:
+                raise refusal(segment.mapped.path, "other ids", "those that were written")
+
     def known(self, ids: Any) -> NDArray[np.int64]:
         """`find` for ids that have to be there; raises UnknownIdError."""
         rows = self.find(ids)
@@ -230,15 +240,28 @@ class Group:
                 yield pa.record_batch(columns, schema=self.schema)
                 start += len(block)
 
-    def merging_from(self, n_new: int) -> int:
+    def merging_from(self, live: NDArray[np.bool_], n_new: int) -> int:
         """The first of the segments that a write of `n_new` rows takes into its own.
 
-        As a rule there is none. Among many, those at the end that together are no larger than
-        what follows them are taken, so that each of the others is larger than all after it: there
-        are few of them, and a row is copied only a few times in its life.
+        Where fewer than half of all rows would be live, all segments are, so that the files stay
+        below twice what they hold; a row is copied there for each that died, at most. Segments at
+        the end without any live row go, for that copies nothing.
+
+        As a rule no other is taken. Among many, those at the end that together are no larger than
+        what follows them are, so that each of the others is larger than all after it: there are
+        few of them, and a row is copied only a few times in its life.
+
+        Args:
+            live: (n_rows,) bool, the rows that count after the write.
+            n_new: how many it adds.
         """
-        first = len(self.segments)
-        if first >= MAX_SEGMENTS:
+        n_rows, first = int(self.starts[-1]), len(self.segments)
+        if n_rows + n_new > 2 * (int(live.sum()) + n_new):
+            return 0
+        end = n_rows - int(live[::-1].argmax()) if live.any() else 0  # after it all rows are dead
+        if end < n_rows:
+            first = int(np.searchsorted(self.starts, end))
+        if len(self.segments) >= MAX_SEGMENTS:
             while first and len(self.segments[first - 1]) <= n_new:
                 first -= 1
                 n_new += len(self.segments[first])
@@ -247,42 +270,50 @@ class Group:
     def write(
         self,
         path: Path,
-        first: int,
         dead: NDArray[np.int64],
         ids: Any = NO_IDS,
         blocks: Iterable[NDArray[np.float32]] = (),
+        first: int | None = None,
     ) -> GroupEntry:
-        """Write one segment: the live rows from segment `first` on, then the new ones.
+        """Write one segment: the live rows of the segments that are merged, then the new ones.
+
+        Segments that are copied are verified before, so that no damage gets a checksum of its own.
 
         Args:
             path: the file to write.
-            first: the segment from which on they are merged; `len(self.segments)` merges none.
             dead: (k,) rows that count no more.
             ids: `pyarrow.LargeStringArray` (n,): n different ids, their live rows among the dead.
             blocks: the vectors (… × dim) float32, n rows together.
+            first: the segment from which on they are merged; None = what `merging_from` says.
 
         Returns:
             The group as it then is; no index is of it.
+
+        Raises:
+            StoreError: a segment that is to be merged is damaged.
         """
         live = self.live.copy()
         live[dead] = False
+        first = self.merging_from(live, len(ids)) if first is None else first
         kept = list(self.parts(first, live))
+        for segment, rows in kept:
+            if rows is None or len(rows) or len(segment.replaced):
+                segment.mapped.verify()
         base = self.starts[first]
-        segment = write_segment(
+        written = write_segment(
             path,
             pa.concat_arrays([*(segment.ids(rows) for segment, rows in kept), ids]),
             chain(chain.from_iterable(segment.blocks(rows) for segment, rows in kept), blocks),
             self.dim,
             np.flatnonzero(self._live(first) & ~live[:base]),
         )
-        segments = (*self.entry.segments[:first], segment)
+        segments = (*self.entry.segments[:first], written)
         return GroupEntry(dim=self.dim, rows=int(live.sum()) + len(ids), segments=segments)
 
     def replace(self, path: Path, ids: Any, vectors: Vectors) -> GroupEntry:
         """The group with exactly these vectors, of which those that it lacks are written.
 
-        A row that is the same stays where it is. Where fewer than half of all rows would be live,
-        all are written into one segment, so that the files stay below twice what they hold.
+        A row that is the same stays where it is.
 
         Args:
             path: the file to write.
@@ -294,7 +325,9 @@ class Group:
 
         Raises:
             DataError: vectors are at fault; nothing is written.
+            StoreError: a segment is damaged where an id is, or is to be merged and damaged.
         """
+        self.check_sound()
         rows = self.find(ids)
         new = rows < 0
         for part in block_rows(np.arange(len(ids)), self.dim):
@@ -306,7 +339,5 @@ class Group:
         dead, changed = np.flatnonzero(stale), np.flatnonzero(new)
         if not len(dead) and not len(changed):
             return self.entry
-        mostly_dead = self.starts[-1] + len(changed) > 2 * len(ids)
-        first = 0 if mostly_dead else self.merging_from(len(changed))
         blocks = (vectors[some] for some in block_rows(changed, self.dim))
-        return self.write(path, first, dead, ids.filter(pa.array(new)), blocks)
+        return self.write(path, dead, ids.filter(pa.array(new)), blocks)

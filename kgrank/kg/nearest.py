@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from kgrank.errors import ModelError
 from kgrank.kg.ann import Index, installed
 from kgrank.kg.groups import Group
+from kgrank.kg.segments import refusal
 
 APPROXIMATE_ABOVE = 1_000_000
 """A group of more vectors is searched through its index, if it has one."""
@@ -97,15 +98,20 @@ def _exact_block(group: Group, queries: NDArray[np.float32], n: int) -> Found:
     space = torch.empty(n_queries * ROWS)
     norms = np.linalg.norm(queries.astype(np.float64), axis=1)
     for first, segment in zip(group.starts, group.segments, strict=False):
+        alive = group.live[first : first + len(segment)]
         error = dim * (_FLOAT.eps * norms * segment.entry.max_norm + _FLOAT.tiny)
         for start in range(0, len(segment), ROWS):
+            live = alive[start : start + ROWS]
+            if not live.any():
+                continue
             block = segment.vectors[start : start + ROWS]
             rough = space[: n_queries * len(block)].view(n_queries, len(block))
             torch.mm(tensor, torch.from_numpy(block).T, out=rough)
-            dead = np.flatnonzero(~group.live[first + start : first + start + len(block)])
-            rough[:, torch.from_numpy(dead)] = -torch.inf
+            _check_finite(group, first + start + np.arange(len(block)), rough[0].numpy())
+            rough[:, torch.from_numpy(np.flatnonzero(~live))] = -torch.inf
             asked, places = _possible(rough, scores[:, -1] - error, error, n)
             found = _scores(block, places, queries, asked)
+            _check_finite(group, first + start + places, found)
             rows, scores = _merged(rows, scores, asked, first + start + places, found)
     return rows, scores
 
@@ -149,7 +155,8 @@ def _scores(
     for start in range(0, len(places), step):
         some = slice(start, start + step)
         pairs = vectors[places[some]].astype(np.float64), queries[asked[some]].astype(np.float64)
-        scores[some] = np.einsum("kd,kd->k", *pairs)
+        with np.errstate(over="ignore"):  # of a damaged row, which `_check_finite` finds
+            scores[some] = np.einsum("kd,kd->k", *pairs)
     return scores
 
 
@@ -159,9 +166,19 @@ def _none(n_queries: int, n: int) -> Found:
     return np.full((n_queries, n), no_row), np.full((n_queries, n), -np.inf, np.float32)
 
 
+def _check_finite(group: Group, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
+    """Raises StoreError naming the file of the first row (k,) whose score (k,) is not finite.
+
+    Vectors of which this could come are not written, and pairs of which it could not searched.
+    """
+    for row in rows[~np.isfinite(scores)][:1]:
+        segment = group.segments[np.searchsorted(group.starts, row, side="right") - 1]
+        raise refusal(segment.mapped.path, "a vector that is not finite", "what was written")
+
+
 def _check_range(group: Group, queries: NDArray[np.float32]) -> None:
     query = float(np.linalg.norm(queries.astype(np.float64), axis=1).max(initial=0.0))
-    if query * group.max_norm > _FLOAT.max / 2:
+    if query * group.max_norm > float(_FLOAT.max) / 2:
         found = f"{group.name!r}: found vectors of length {query:.3g} and {group.max_norm:.3g}"
         raise ModelError(f"{found}; allowed: inner products within float32. Scale the vectors.")
 
@@ -212,4 +229,5 @@ def _approximate_block(
     found = group.rows[numbers[whole]].ravel()
     asked = np.repeat(whole, depth)
     found_scores = _scores(group.vectors(found), np.arange(len(found)), queries, asked)
+    _check_finite(group, found, found_scores)
     return _merged(rows, scores, asked, found, found_scores)

@@ -19,8 +19,10 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +49,9 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MEND = "Restore the store's folder from a copy, or write it again."
 
 
+FileName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*-[0-9]+\.(safetensors|faiss)$")]
+
+
 def refusal(path: Path, found: str, allowed: str, mend: str = _MEND) -> StoreError:
     """The error that names a file or folder of a store, and what is wrong with it."""
     return StoreError(f"{path}: found {found}; allowed: {allowed}. {mend}")
@@ -55,7 +60,7 @@ def refusal(path: Path, found: str, allowed: str, mend: str = _MEND) -> StoreErr
 class FileEntry(Section):
     """What the manifest says of a file: its name in the folder, its size and its sha256 (hex)."""
 
-    file: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*-[0-9]+\.(safetensors|faiss)$")]
+    file: FileName
     bytes: Annotated[int, Field(ge=1)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -76,12 +81,14 @@ class SegmentEntry(FileEntry):
         replaced: k, the earlier rows that it replaces or deletes.
         id_bytes: m, the length of all ids.
         max_norm: the Euclidean length of its longest vector.
+        sum: `words_sum` of all arrays but the vectors; None in stores of format 2.
     """
 
     rows: Annotated[int, Field(ge=0, le=MAX_ROWS)]
     replaced: Annotated[int, Field(ge=0)]
     id_bytes: Annotated[int, Field(ge=0)]
     max_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    sum: Annotated[int, Field(ge=0, lt=2**64)] | None = None
 
     def layout(self, dim: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The arrays in the order of the file: safetensors' name of the dtype, and the shape."""
@@ -113,6 +120,21 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U32": np.dtype("<u4"),
     "U8": np.dtype("u1"),
 }
+
+
+def words_sum(*arrays: NDArray[Any]) -> int:
+    """The sum of the numbers, modulo 2⁶⁴; bytes are taken eight at a time, little endian.
+
+    It is some thirty times as fast as a sha256, and tells damage, not forgery.
+    """
+    total = 0
+    for array in arrays:
+        whole = len(array) // 8 * 8
+        if array.dtype == np.uint8:
+            total += int(array[:whole].view("<u8").sum()) + int(array[whole:].sum())
+        else:
+            total += int(array.sum(dtype=np.uint64))
+    return total % 2**64
 
 
 def id_hashes(ids: Any) -> NDArray[np.uint64]:
@@ -189,6 +211,7 @@ def write_segment(
         replaced=len(replaced),
         id_bytes=len(content),
         max_norm=0.0,
+        sum=words_sum(hashes, offsets, replaced, order, content),
     )
     digest, size, largest = sha256(), 0, 0.0
     with path.open("xb") as file:
@@ -223,11 +246,13 @@ class MappedFile:
         entry: what the manifest says of it.
         content: (n_bytes,) uint8. Writable for numpy's sake (torch wants that of a tensor), but
             private to this process: nothing that is written gets to the file.
+        identity: the file's device, inode and size.
     """
 
     path: Path
     entry: FileEntry
     content: NDArray[np.uint8]
+    identity: tuple[int, int, int]
 
     @classmethod
     def open(cls, folder: Path, entry: FileEntry) -> MappedFile:
@@ -245,9 +270,17 @@ class MappedFile:
                 if (size := file.seek(0, 2)) != entry.bytes:
                     raise refusal(path, f"{size:,} bytes", f"{entry.bytes:,} bytes")
                 mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+                identity = _identity(os.fstat(file.fileno()))
         except OSError as error:
             raise refusal(path, str(error), "a file that can be read") from None
-        return cls(path, entry, np.frombuffer(mapped, np.uint8))
+        return cls(path, entry, np.frombuffer(mapped, np.uint8), identity)
+
+    def stands(self) -> bool:
+        """Whether this very file is still at its path, of this size."""
+        try:
+            return _identity(self.path.lstat()) == self.identity
+        except OSError:
+            return False
 
     def verify(self) -> None:
         """Read the file and compare it with the manifest.
@@ -262,6 +295,10 @@ class MappedFile:
             raise refusal(self.path, str(error), "a file that can be read") from None
         if found != self.entry.sha256:
             raise refusal(self.path, "other bytes", "what the manifest has the sha256 of")
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_dev, found.st_ino, found.st_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,6 +336,12 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def sound(self) -> bool:
+        """Whether all but the vectors adds up to what was written (or nobody knows)."""
+        found = words_sum(self.hashes, self.offsets, self.replaced, self.rows, self.bytes)
+        return self.entry.sum in (None, found)
 
     def ids(self, rows: NDArray[np.integer[Any]] | None = None) -> Any:
         """The ids of the rows (k,), or all of them: `pyarrow.LargeStringArray` (k,).

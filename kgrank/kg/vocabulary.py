@@ -7,7 +7,8 @@ that was given before still stands.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Reversible, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -25,20 +26,30 @@ Ids = Iterable[str]
 USER, ITEM = 0, 1
 """The first two type numbers of `Nodes.type_names`; entity types follow."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def string_array(ids: Ids) -> Any:
     """The ids as one `pyarrow.LargeStringArray` (n,), without a copy where that can be.
 
     Raises:
-        DataError: something is not a string (a number, None, NaN), or one bare string was passed.
+        DataError: something is not a string (a number, None, NaN) or not UTF-8, or one bare string
+            or a set, which has no order, was passed.
     """
     if isinstance(ids, str):
         raise _not_strings(1, f"the single string {ids!r}", "a list or column of ids")
+    if isinstance(ids, Set) and not isinstance(ids, Reversible):  # the keys of a dict have an order
+        mend = "Make a list of it first, and what belongs to the ids in the order of that list."
+        raise _refused(None, f"a {type(ids).__name__}", "ids in an order", mend)
     values: Any = ids if hasattr(ids, "__len__") else list(ids)
     try:
         array = pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         array = pa.nulls(1)  # mixed types: the first that is no string is named below
+    except UnicodeError:
+        row, id_ = next(r for r in enumerate(map(str, values), start=1) if _SURROGATE.search(r[1]))
+        mend = "Was it read with another encoding than it was written in?"
+        raise _refused(row, ascii(id_), "text for UTF-8", mend) from None
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
@@ -54,6 +65,10 @@ def string_array(ids: Ids) -> Any:
 
 def _not_strings(row: int, found: str, allowed: str) -> DataError:
     mend = "Write ids as strings, to the letter (the number 7 and '007' are not the same id)."
+    return _refused(row, found, allowed, mend)
+
+
+def _refused(row: int | None, found: str, allowed: str, mend: str) -> DataError:
     return DataError([Fault("ids", row, None, found, allowed, mend)])
 
 

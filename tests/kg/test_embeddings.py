@@ -20,6 +20,7 @@ from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.segments import MappedFile, id_hashes
 from kgrank.kg.vocabulary import string_array
 
+UNFINISHED = f".tmp-{'0123' * 8}"
 ODD_IDS = ["007", "7", "a", "a\0", "a\0b", "茶 🍵", "12345678", "1234567812345678", "x" * 9_000]
 
 
@@ -145,10 +146,44 @@ def test_compaction_removes_what_an_earlier_one_left(store, folder):
     old = (folder / "item-1.safetensors").read_bytes()
     store.compact()
     (folder / "item-1.safetensors").write_bytes(old)
-    (folder / ".tmp-0123").write_bytes(b"half a manifest")
+    (folder / UNFINISHED).write_bytes(b"half a manifest")
     (folder / "notes.txt").write_text("mine")
     store.compact()
     assert sorted(files(folder)) == ["item-4.safetensors", "manifest", "notes.txt"]
+
+
+def test_what_is_not_the_store_s_own_stays(store, folder):
+    """Names that look like its own, but that no writer of this store gave; and a folder."""
+    others = ["backup-1.safetensors", "backup-3.faiss", "item-9.safetensors.part", ".tmp-mine"]
+    for name in others:
+        (folder / name).write_text("mine")
+    for name in ("x-1.faiss", "item-4.faiss", UNFINISHED):
+        (folder / name).mkdir()
+    begun = ["user-4.safetensors", "item-4.safetensors", f".tmp-{'f' * 32}"]
+    for name in begun:
+        (folder / name).write_text("a killed writer began this")
+    store = store.write("item", ["e"], rows(5)).compact().delete("item", ["a"])
+    listed = [segment.file for segment in store.manifest.groups["item"].segments]
+    left = {path.name for path in folder.iterdir()} - {"manifest", "lock", *listed}
+    assert left == {*others, "x-1.faiss", "item-4.faiss", UNFINISHED}
+    assert all((folder / name).read_text() == "mine" for name in others)
+
+
+def test_the_next_writer_removes_a_group_that_was_taken_out(store, folder, monkeypatch):
+    """The one before it could not: it ended between the switch and the last file."""
+    store = store.write("user", ["u"], rows(7))
+
+    def fails(path: Path, manifest: generations.Manifest) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(generations, "remove_unlisted", fails)
+        with pytest.raises(OSError, match="killed"):
+            store.replace({"user": None})
+    assert (folder / "user-4.safetensors").exists()
+    assert EmbeddingStore.open(folder).groups == {"item": 3}
+    store.write("item", ["e"], rows(5))
+    assert not (folder / "user-4.safetensors").exists()
 
 
 def test_many_small_writes_make_few_files(store, folder, monkeypatch):
@@ -384,14 +419,14 @@ def test_one_writer_at_a_time_and_readers_all_the_while(store, folder):
 
 
 def test_a_store_is_made_in_a_new_or_empty_folder(folder, tmp_path):
-    for dim in (0, 1.5, True, 65_537):
+    for dim in (0, 1.5, True, "2", 65_537):
         with pytest.raises(ConfigError, match="dim: found"):
             EmbeddingStore.create(folder, dim)
     assert not folder.exists()
-    store = EmbeddingStore.create(folder, 2)
-    assert (store.generation, store.groups) == (0, {})
+    store = EmbeddingStore.create(folder, np.int64(2))
+    assert (store.generation, store.groups, store.dim) == (0, {}, 2)
     (tmp_path / "killed").mkdir()
-    for left in ("lock", ".tmp-0123"):
+    for left in ("lock", UNFINISHED):
         (tmp_path / "killed" / left).touch()
     EmbeddingStore.create(tmp_path / "killed", 2)
     assert sorted(files(tmp_path / "killed")) == ["manifest"]

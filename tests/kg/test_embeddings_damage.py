@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kgrank.errors import StoreError, UnknownIdError
+from kgrank.kg import groups
 from kgrank.kg.embeddings import EmbeddingStore
 
 
@@ -116,10 +117,112 @@ def test_files_that_contradict_the_manifest_are_refused(store, folder):
         EmbeddingStore.open(folder).ids("item")
 
 
+def test_damage_gets_no_checksum_of_its_own(store, folder):
+    """A changed bit in what is copied, anywhere: the files are not merged, and stay as they are."""
+    for name in ("item-1.safetensors", "item-2.safetensors", "item-3.safetensors"):
+        whole = (folder / name).read_bytes()
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        start = len(store.manifest.groups["item"].segments[int(name[5]) - 1].header(2))
+        for at in range(start, len(whole), 3):
+            flip(at)(folder / name)
+            with pytest.raises(StoreError, match=name):
+                EmbeddingStore.open(folder).compact()
+            (folder / name).write_bytes(whole)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    store.compact().verify()
+
+
+def test_a_write_that_merges_verifies_what_it_copies(store, folder, monkeypatch):
+    monkeypatch.setattr(groups, "MAX_SEGMENTS", 2)
+    path = folder / "item-2.safetensors"
+    whole = path.read_bytes()
+    flip(whole.index(rows(40).tobytes()))(path)
+    for write in (
+        lambda: store.write("item", ["e", "f", "g"], rows(5, 6, 7)),
+        lambda: store.replace({"item": (list("abdefg"), rows(1, 20, 40, 5, 6, 7))}),
+    ):
+        with pytest.raises(StoreError, match=f"{path}: found other bytes"):
+            write()
+    assert store.refresh().generation == 3
+    path.write_bytes(whole)
+    assert store.write("item", ["e", "f", "g"], rows(5, 6, 7)).groups == {"item": 6}
+
+
+@pytest.mark.parametrize("name", ["item-1.safetensors", "item-2.safetensors"])
+def test_no_id_comes_twice_for_damage_that_hides_it(store, folder, name):
+    """Hashes, rows, offsets, ids: what is written next says that one of these is damaged."""
+    whole = (folder / name).read_bytes()
+    segment = store._groups["item"].segments[int(name[5]) - 1]
+    values = segment.vectors.tobytes()
+    first = whole.index(values)
+    for at in range(len(segment.entry.header(2)), len(whole)):
+        if first <= at < first + len(values):
+            continue
+        flip(at)(folder / name)
+        damaged = EmbeddingStore.open(folder)
+        for write in (
+            lambda damaged=damaged: damaged.write("item", ["a", "b", "d"], rows(1, 2, 4)),
+            lambda damaged=damaged: damaged.replace({"item": (["a", "b"], rows(1, 2))}),
+            lambda damaged=damaged: damaged.delete("item", ["a"]),
+        ):
+            with pytest.raises(StoreError, match=f"{name}: found other ids; allowed: those that"):
+                write()
+        (folder / name).write_bytes(whole)
+    assert store.write("item", ["a", "b"], rows(1, 2)).ids("item").tolist() == ["d", "a", "b"]
+
+
+def test_a_write_is_refused_while_a_file_is_missing(store, folder):
+    """An open store still has it mapped, but nobody could open what would be written."""
+    (folder / "item-1.safetensors").rename(folder / "away")
+    before = (folder / "manifest").read_bytes()
+    for write in (
+        lambda: store.write("item", ["e"], rows(5)),
+        lambda: store.write("user", ["u"], rows(5)),
+        lambda: store.delete("item", ["a"]),
+        store.compact,
+        store.refresh,
+    ):
+        with pytest.raises(StoreError, match=r"item-1.safetensors: found no such file"):
+            write()
+    assert (folder / "manifest").read_bytes() == before
+    assert store.vectors("item", ["a"]).tolist() == [[1, 1]]
+    (folder / "away").rename(folder / "item-1.safetensors")
+    assert store.write("item", ["e"], rows(5)).groups == {"item": 4}
+
+
+def test_a_file_that_was_restored_is_read_anew(store, folder):
+    """Its damaged self is still mapped by who opened it before; nothing of that is copied."""
+    path = folder / "item-1.safetensors"
+    whole = path.read_bytes()
+    flip(whole.index(rows(1).tobytes()))(path)
+    damaged = EmbeddingStore.open(folder)
+    with pytest.raises(StoreError, match=f"{path}: found other bytes"):
+        damaged.compact()
+    (folder / "copy").write_bytes(whole)
+    (folder / "copy").rename(path)
+    assert damaged.vectors("item", ["a"]).tolist() != [[1, 1]]
+    assert damaged.refresh().vectors("item", ["a"]).tolist() == [[1, 1]]
+    assert damaged.compact().vectors("item", ["a"]).tolist() == [[1, 1]]
+
+
+def test_a_store_of_the_format_before_is_read_and_written_to(store, folder):
+    """Format 2 lists no former files, and no sums of what finds an id."""
+    manifest = json.loads((folder / "manifest").read_bytes().splitlines()[0])
+    del manifest["former"]
+    for segment in manifest["groups"]["item"]["segments"]:
+        del segment["sum"]
+    content = json.dumps({**manifest, "format": 2}).encode()
+    (folder / "manifest").write_bytes(content + f"\n{sha256(content).hexdigest()}\n".encode())
+    old = EmbeddingStore.open(folder)
+    new = old.write("item", ["e"], rows(5))
+    assert new.ids("item").tolist() == [*old.ids("item"), "e"] == ["a", "b", "d", "e"]
+    assert json.loads((folder / "manifest").read_bytes().splitlines()[0])["format"] == 3
+
+
 MANIFESTS = {
     "another format": (
         lambda m: m.update(format=1),
-        "found store format 1; allowed: store format 2",
+        "found store format 1; allowed: store format 2 or 3. Read",
     ),
     "no format": (lambda m: m.pop("format"), "found store format None"),
     "true": (lambda m: m.update(format=True), "found store format True"),

@@ -153,6 +153,9 @@ def test_zeros_tiny_and_huge_numbers_have_their_place(folder):
     assert found.scores[0].tolist() == [0, 0, 0, 0]
     with pytest.raises(ModelError, match=r"'item': found vectors of length 3e\+38 and 1; all"):
         store.nearest("item", np.array([[3e38, 0]], np.float32))
+    store = store.write("item", ["e"], np.array([[3e38, 0]], np.float32))
+    with pytest.raises(ModelError, match=r"found vectors of length 3e\+38 and 3e\+38; allowed"):
+        store.nearest("item", np.array([[3e38, 0]], np.float32))
 
 
 def test_of_nothing_there_is_nothing(plane):
@@ -171,8 +174,11 @@ def test_faulty_queries_are_refused(plane):
     ):
         with pytest.raises(DataError, match=message):
             plane.nearest("item", queries)
-    with pytest.raises(ConfigError, match="n: found 0; allowed: 1 or more"):
-        plane.nearest("item", np.ones((1, 2), np.float32), n=0)
+    for n in (0, -1, 2.5, "3", True, None):
+        with pytest.raises(ConfigError, match=f"n: found {n!r}; allowed: a whole number, 1 or mor"):
+            plane.nearest("item", np.ones((1, 2), np.float32), n=n)
+    found = plane.nearest("item", np.ones((1, 2), np.float32), n=np.int64(2))
+    assert found.ids.shape == (1, 2)
     with pytest.raises(UnknownIdError, match="found the group 'items'"):
         plane.nearest("items", np.ones((1, 2), np.float32))
 
@@ -281,6 +287,21 @@ def test_a_damaged_index_is_refused_before_faiss_sees_it(plane, folder):
     path.unlink()
     with pytest.raises(StoreError, match=f"{path}: found no such file"):
         EmbeddingStore.open(folder)
+
+
+@pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf, 3e38])
+def test_a_row_that_damage_made_endless_is_named_not_left_out(plane, folder, damage):
+    """d = (2, 2) is row 4 of the first file; whichever number of rows is asked for."""
+    built = plane.build_index("item")
+    path = folder / "item-1.safetensors"
+    content = path.read_bytes()
+    at = content.index(np.array([2, 2], np.float32).tobytes())
+    path.write_bytes(content[:at] + np.float32(damage).tobytes() + content[at + 4 :])
+    queries = np.array([[0, 0], [2, 1], [1, 3]], np.float32)
+    for exact in (True, False):
+        for n in (1, 3, 4):
+            with pytest.raises(StoreError, match=f"{path}: found a vector that is not finite; all"):
+                built.nearest("item", queries, n=n, exact=exact)
 
 
 def test_without_vectors_or_faiss_no_index_is_built(plane, folder, monkeypatch):

@@ -61,6 +61,11 @@ def test_an_id_that_comes_twice_is_named():
         ((x for x in ["a", 1.5]), r"row 2.*1.5 \(float\)"),
         (pd.Series(["a", "b", None]), r"row 3.*nan"),
         (pa.array(["a", None]), r"row 2.*None"),
+        (np.ma.masked_array(["a", "b"], mask=[False, True]), r"row 2.*masked"),
+        (["a", "\ud800"], r"row 2: found '\\ud800'; allowed: text for UTF-8"),
+        (np.array(["a", "\ud800"]), r"row 2: found '\\ud800'; allowed: text for UTF-8"),
+        (pd.Series(["a", "\ud800"], [7, 8], dtype=object), r"row 2: found '\\ud800'"),
+        ({"a", "b"}, "found a set; allowed: ids in an order"),
     ],
 )
 def test_what_is_no_string_is_named(ids, said):
