@@ -22,7 +22,7 @@ from scipy import sparse
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.kg.reading import COLUMNS
 from kgrank.kg.tables import Tables
-from kgrank.kg.validation import numbers
+from kgrank.kg.validation import LARGEST, numbers
 from kgrank.kg.vocabulary import Nodes, Vocabulary, string_array
 from kgrank.settings import Section
 
@@ -322,7 +322,7 @@ def _weights(frame: pd.DataFrame, file: str, column: str) -> NDArray[np.float32]
         return np.ones(len(frame), dtype=np.float32)
     weights = frame[column].to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
     weights[np.isnan(weights)] = 1.0
-    for row in np.flatnonzero(np.abs(weights) > np.finfo(np.float32).max)[:1]:
+    for row in np.flatnonzero(np.abs(weights) > LARGEST)[:1]:
         found, allowed = f"{weights[row]:g}", "numbers between -3.4e38 and 3.4e38"
         raise DataError([Fault(file, int(row) + 1, column, found, allowed, "Correct it.")])
     return weights.astype(np.float32)
