@@ -187,7 +187,8 @@ def _asked(
     if not len(queries):
         raise ModelError(
             "found no valid events of users with a history; allowed: at least one, since the "
-            "channels' weights are chosen there. Widen [split] valid, or check the split column."
+            "channels' weights are chosen there. Mark rows of users who have train rows as valid "
+            "in the split column, or, where it marks none or is not there, widen [split] valid."
         )
     return train, queries
 

@@ -6,7 +6,7 @@ import shutil
 import tomllib
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +60,7 @@ class Tables:
         source: the folder or kgrank.toml the tables were read from.
         items_from_events: there was no items table: `items` holds the ids that events name.
         unread: columns that the file of events has besides.
+        files: by table, the name of the file that it was read from, for messages.
     """
 
     events: pd.DataFrame
@@ -71,6 +72,7 @@ class Tables:
     source: Path | None = None
     items_from_events: bool = False
     unread: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def numeric_attributes(self, table: Literal["items", "users"] = "items") -> tuple[str, ...]:
         """The attribute columns that hold numbers: float64, or text in which every value is one.
@@ -83,7 +85,8 @@ class Tables:
     def with_split(self, settings: SplitSettings | None = None) -> Tables:
         """These tables with a `split` column: the one they have, else by the rule of `settings`.
 
-        Use `kgrank.kg.splits.split_events` where the cut times are needed again.
+        A column that marks no row as valid has its train rows split by the rule. Use
+        `kgrank.kg.splits.split_events` where the cut times are needed again.
         """
         return replace(self, events=split_events(self.events, settings or SplitSettings())[0])
 
@@ -181,10 +184,12 @@ def read_tables(
         DataError: something is wrong with the tables; `faults` lists everything.
         ConfigError: the toml cannot be read, or its `[tables]` section names an unknown table.
     """
-    frames, faults, unread = _load(Path(source), settings, event_columns)
+    frames, faults, raw = _load(Path(source), settings, event_columns)
     if faults:
         raise DataError(faults)
-    return replace(checked_tables(frames, Path(source), event_columns), unread=unread)
+    files = {name: table.file for name, table in raw.items()}
+    tables = checked_tables(frames, Path(source), event_columns)
+    return replace(tables, unread=raw["events"].unread, files=files)
 
 
 def validate(source: str | Path, settings: TablesSettings | None = None) -> list[Fault]:
@@ -289,8 +294,8 @@ def _shuffled(
 
 def _load(
     source: Path, settings: TablesSettings | None, event_columns: Sequence[str] = ()
-) -> tuple[dict[str, pd.DataFrame], list[Fault], tuple[str, ...]]:
-    """The typed frames of `source`, every fault found, and the columns of events left unread."""
+) -> tuple[dict[str, pd.DataFrame], list[Fault], dict[str, RawTable]]:
+    """The typed frames of `source`, every fault found, and the tables as their files tell them."""
     paths, faults = _locate(source, settings)
     raw: dict[str, RawTable] = {}
     for name, path in paths.items():
@@ -299,7 +304,7 @@ def _load(
         if table is not None:
             raw[name] = table
     frames, found = check(raw)
-    return frames, faults + found, raw["events"].unread if "events" in raw else ()
+    return frames, faults + found, raw
 
 
 def _locate(source: Path, settings: TablesSettings | None) -> tuple[dict[str, Path], list[Fault]]:

@@ -226,7 +226,7 @@ def _refit(
         changed = tables.with_shuffled_graph(config.fit.seed, keep=pictures)
     split = bundle.cuts.apply(changed.events)
     if variant == "none":
-        kg = config.kg.model_copy(update={"bins": {}, "categorical": ()})
+        kg = config.kg.model_copy(update={"bins": {}, "categorical": (), "ignore": ()})
         config = config.model_copy(update={"kg": kg})
     return train(replace(changed, events=split), config, cache=cache, progress=progress)
 
