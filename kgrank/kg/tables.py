@@ -181,10 +181,11 @@ def read_tables(
             others are ignored. `kgrank.errors.ROW` is each event's data row in the file.
 
     Raises:
-        DataError: something is wrong with the tables; `faults` lists everything.
+        DataError: something is wrong with the tables; `faults` lists everything. Or the source is
+            an empty text.
         ConfigError: the toml cannot be read, or its `[tables]` section names an unknown table.
     """
-    frames, faults, raw = _load(Path(source), settings, event_columns)
+    frames, faults, raw = _load(source, settings, event_columns)
     if faults:
         raise DataError(faults)
     files = {name: table.file for name, table in raw.items()}
@@ -198,7 +199,7 @@ def validate(source: str | Path, settings: TablesSettings | None = None) -> list
     Raises:
         ConfigError: the toml cannot be read, or its `[tables]` section names an unknown table.
     """
-    return _load(Path(source), settings)[1]
+    return _load(source, settings)[1]
 
 
 def checked_tables(
@@ -293,10 +294,10 @@ def _shuffled(
 
 
 def _load(
-    source: Path, settings: TablesSettings | None, event_columns: Sequence[str] = ()
+    source: str | Path, settings: TablesSettings | None, event_columns: Sequence[str] = ()
 ) -> tuple[dict[str, pd.DataFrame], list[Fault], dict[str, RawTable]]:
     """The typed frames of `source`, every fault found, and the tables as their files tell them."""
-    paths, faults = _locate(source, settings)
+    paths, faults = _locate(Path(source), settings) if str(source) else ({}, [_no_name()])
     raw: dict[str, RawTable] = {}
     for name, path in paths.items():
         table, found = read_file(name, path, event_columns if name == "events" else ())
@@ -342,6 +343,13 @@ def _section(toml: Path) -> TablesSettings:
         raise ConfigError(f"{toml}: found {error}; allowed: TOML in UTF-8. Correct it.") from None
     only = {name: value for name, value in values.items() if name == "tables"}
     return _Toml.from_dict(only, str(toml)).tables
+
+
+def _no_name() -> Fault:
+    mend = "Name it; '.' is the working folder."
+    return Fault(
+        "source", None, None, "an empty name", "a folder of tables, or a kgrank.toml", mend
+    )
 
 
 def _two_files(name: str, paths: Sequence[Path]) -> Fault:
