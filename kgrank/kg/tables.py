@@ -40,9 +40,30 @@ class _Toml(Section):
     tables: TablesSettings = TablesSettings()
 
 
+class _Frame:
+    """A field of `Tables` that hands out copies, so that nobody changes what is kept.
+
+    They share their memory with it until they are written to (pandas' copy-on-write).
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, tables: object | None, owner: type) -> pd.DataFrame:
+        if tables is None:
+            raise AttributeError("a field without a default")  # as dataclass asks for it
+        frame: pd.DataFrame = vars(tables)[self._name]
+        return frame.copy(deep=False)
+
+    def __set__(self, tables: object, frame: pd.DataFrame) -> None:
+        vars(tables)[self._name] = frame.copy(deep=False)
+
+
 @dataclass(frozen=True, eq=False)
 class Tables:
     """The validated tables of a shop. Ids are strings, kept to the letter.
+
+    What is written to a table that was taken from here changes that copy alone.
 
     An attribute column is text, or float64 where the file itself says that it holds numbers
     (Parquet, JSON). CSV cannot say so: there `007` may be a code, and stays text.
@@ -63,12 +84,12 @@ class Tables:
         files: by table, the name of the file that it was read from, for messages.
     """
 
-    events: pd.DataFrame
-    items: pd.DataFrame
-    users: pd.DataFrame
-    triples: pd.DataFrame
-    entities: pd.DataFrame
-    queries: pd.DataFrame
+    events: _Frame = _Frame()
+    items: _Frame = _Frame()
+    users: _Frame = _Frame()
+    triples: _Frame = _Frame()
+    entities: _Frame = _Frame()
+    queries: _Frame = _Frame()
     source: Path | None = None
     items_from_events: bool = False
     unread: tuple[str, ...] = ()
