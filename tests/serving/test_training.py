@@ -148,8 +148,9 @@ def test_without_train_or_valid_rows_there_is_nothing_to_fit(
     tiny_tables: Tables, missing: str
 ) -> None:
     events = tiny_tables.events
-    with pytest.raises(ModelError, match=missing):
-        train(replace(tiny_tables, events=events[events["split"] != missing]), CONFIG)
+    config = Config.from_dict({**CONFIG.as_dict(), "split": {"valid": 0.0}}, "the tests")
+    with pytest.raises(ModelError, match=f"found no {missing}"):
+        train(replace(tiny_tables, events=events[events["split"] != missing]), config)
 
 
 def test_progress_is_told_of_every_stage(tiny_tables: Tables) -> None:
