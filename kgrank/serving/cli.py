@@ -120,7 +120,6 @@ def validate(
     rows: dict[str, int] = {}
     with faults_told(as_json):
         from kgrank.config import Config, read_source, sound_config
-        from kgrank.serving.training import refusals
 
         config, refused = sound_config(source)
         if config is not None:
@@ -129,6 +128,8 @@ def validate(
             except DataError as error:
                 faults = error.faults
             else:
+                from kgrank.serving.training import refusals
+
                 rows = {name: len(getattr(tables, name)) for name in _TABLES}
                 faults, lines = refusals(tables, config)
                 refused += lines
