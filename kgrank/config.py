@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +22,13 @@ from kgrank.kg.building import GraphSettings
 from kgrank.kg.server_tables import Neo4jSettings, read_server_tables
 from kgrank.kg.splits import SplitSettings
 from kgrank.kg.tables import Tables, TablesSettings, read_tables
-from kgrank.settings import LearnSettings, RulesSettings, Section, WordingSettings
+from kgrank.settings import (
+    LearnSettings,
+    RulesSettings,
+    Section,
+    WordingSettings,
+    check_columns,
+)
 from kgrank.spaces import TuneSettings
 
 _NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
@@ -95,6 +102,37 @@ def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Con
     return Config.from_dict(values, "--set")
 
 
+def sound_config(source: str | Path) -> tuple[Config | None, list[str]]:
+    """The sections of a configuration that are sound, and what is wrong with the others.
+
+    Args:
+        source: as of `read_config`.
+
+    Returns:
+        The configuration with the defaults in place of sections at fault; None where it cannot be
+        told from it where the tables lie. And a line for each fault.
+
+    Raises:
+        ConfigError: there is no such file, or the address of a server is at fault.
+    """
+    if is_server(str(source)):
+        return read_config(source), []
+    path = _toml(source)
+    try:
+        values = _read(path) if path else {}
+    except ConfigError as error:
+        return None, [str(error)]
+    sound, faults = dict(values), []
+    for name, section in values.items():
+        try:
+            Config.from_dict({name: section}, str(path))
+        except ConfigError as error:
+            del sound[name]
+            faults += str(error).split("\n")
+    located = all(name in sound for name in ("tables", "neo4j") if name in values)
+    return Config.from_dict(sound, str(path)) if located else None, faults
+
+
 def read_source(
     source: str | Path, config: Config, event_columns: Mapping[str, Sequence[str]] = _NOTHING
 ) -> Tables:
@@ -110,19 +148,14 @@ def read_source(
         DataError, ConfigError: as `read_tables`; or such a column is not there.
         StoreError: the server cannot be reached or refuses.
     """
-    named = [(setting, name) for setting, names in event_columns.items() for name in names]
-    columns = [*(name for _, name in named), ROW] if event_columns else []
+    columns = [*chain.from_iterable(event_columns.values()), ROW] if event_columns else []
     if config.neo4j.uri is not None:
         tables = read_server_tables(config.neo4j, columns)
     else:
         tables = read_tables(source, config.tables, columns)
-    for setting, name in named:
-        if name not in tables.events:
-            there = [str(column) for column in tables.events if column != ROW]
-            raise ConfigError(
-                f"{setting}: found {name!r}; allowed: the columns of events, "
-                f"{', '.join([*there, *tables.unread])}. Name one of them, or add the column."
-            )
+    there = [column for column in tables.events if column != ROW]
+    for setting, names in event_columns.items():
+        check_columns(setting, names, "events", [*there, *tables.unread])
     return tables
 
 
@@ -130,6 +163,10 @@ def _toml(source: str | Path | None) -> Path | None:
     """The file to read, if there is one."""
     if source is None:
         return None
+    if not str(source):
+        mend = "Name it; '.' is the working folder"
+        allowed = "a kgrank.toml, or a folder that may hold one"
+        raise ConfigError(f"found an empty name; allowed: {allowed}. {mend}.")
     path = Path(source)
     if path.is_dir():
         path /= "kgrank.toml"

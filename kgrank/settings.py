@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,6 +45,29 @@ class Section(BaseModel):
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values that JSON can hold: the inverse of `from_dict`."""
         return self.model_dump(mode="json")
+
+
+def check_columns(setting: str, names: Iterable[str], table: str, there: Iterable[object]) -> None:
+    """See that a setting names columns of a table.
+
+    Args:
+        setting: the setting, as messages name it.
+        names: what it names.
+        table: the table's name.
+        there: the columns that it has.
+
+    Raises:
+        ConfigError: it lacks some; the message has a line for each.
+    """
+    columns = [str(column) for column in there]
+    lines = [
+        f"{setting}: found {name!r}; allowed: the columns of {table}, {', '.join(columns)}. "
+        "Name one of them, or add the column."
+        for name in names
+        if name not in columns
+    ]
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
 def _fault(kind: type[Section], error: Any) -> str:

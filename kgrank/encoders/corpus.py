@@ -8,7 +8,8 @@ from hashlib import sha256
 import pandas as pd
 
 from kgrank.encoders.text import column_texts
-from kgrank.errors import ConfigError, DataError, Fault
+from kgrank.errors import DataError, Fault
+from kgrank.settings import check_columns
 
 
 def shop_texts(
@@ -35,13 +36,9 @@ def shop_texts(
         ("items", items, fields),
         ("events", events, event_fields),
     ):
+        setting = "fields" if table == "items" else "event_fields"
+        check_columns(f"{section}.{setting}", names, table, frame.columns)
         for name in names:
-            if name not in frame.columns:
-                setting = "fields" if table == "items" else "event_fields"
-                raise ConfigError(
-                    f"{section}.{setting}: found {name!r}; allowed: the columns of {table}, "
-                    f"{', '.join(map(str, frame.columns))}. Name one of them, or add the column."
-                )
             texts += column_texts(frame[name])
     return texts
 

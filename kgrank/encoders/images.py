@@ -31,9 +31,9 @@ from kgrank.encoders.folders import (
     load_transformer,
 )
 from kgrank.encoders.pictures import Kind, Unread, check_pillow, decode, find_picture, read_bytes
-from kgrank.errors import ConfigError, ModelError
+from kgrank.errors import ModelError
 from kgrank.progress import Count
-from kgrank.settings import Section
+from kgrank.settings import Section, check_columns
 
 if TYPE_CHECKING:
     import torch
@@ -71,11 +71,7 @@ def item_pictures(items: pd.DataFrame, settings: ImageSettings) -> list[str]:
     Raises:
         ConfigError: `column` is no column of items.
     """
-    if settings.column not in items.columns:
-        raise ConfigError(
-            f"image.column: found {settings.column!r}; allowed: the columns of items, "
-            f"{', '.join(map(str, items.columns))}. Name one of them, or add the column."
-        )
+    check_columns("image.column", [settings.column], "items", items.columns)
     return [_first(value) for value in items[settings.column]]
 
 

@@ -44,10 +44,10 @@ from kgrank.encoders.text_folder import (
     static_config,
     token_limit,
 )
-from kgrank.errors import ConfigError, ModelError
+from kgrank.errors import ModelError
 from kgrank.files import new_folder
 from kgrank.progress import Count
-from kgrank.settings import Section
+from kgrank.settings import Section, check_columns
 
 if TYPE_CHECKING:
     import tokenizers
@@ -84,12 +84,7 @@ def item_texts(items: pd.DataFrame, settings: TextSettings) -> list[str]:
     Raises:
         ConfigError: a field is no column of items.
     """
-    for name in settings.fields:
-        if name not in items.columns:
-            raise ConfigError(
-                f"text.fields: found {name!r}; allowed: the columns of items, "
-                f"{', '.join(map(str, items.columns))}. Name one of them, or add the column."
-            )
+    check_columns("text.fields", settings.fields, "items", items.columns)
     columns = [column_texts(items[name]) for name in settings.fields]
     return [". ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
 

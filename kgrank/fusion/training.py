@@ -180,16 +180,26 @@ def _asked(
     settings: FitSettings,
 ) -> tuple[Evidence, Queries]:
     """What is known of train, and the queries on valid."""
-    train = Evidence(histories.where(splits == 0), features)
-    if not len(train.histories.items):
+    queries = askable(histories, splits, settings)
+    return Evidence(histories.where(splits == 0), features), queries
+
+
+def askable(histories: Histories, splits: npt.NDArray[np.int8], settings: FitSettings) -> Queries:
+    """What `valid_queries` gives, where a fit can begin.
+
+    Raises:
+        ModelError: there are no train events, or nothing on valid can be asked.
+    """
+    if not (splits == 0).any():
         raise ModelError("found no train events; allowed: at least one. Check the split column.")
     queries = valid_queries(histories, splits, settings)
     if not len(queries):
         raise ModelError(
             "found no valid events of users with a history; allowed: at least one, since the "
-            "channels' weights are chosen there. Widen [split] valid, or check the split column."
+            "channels' weights are chosen there. Mark rows of users who have train rows as valid "
+            "in the split column, or, where it marks none or is not there, widen [split] valid."
         )
-    return train, queries
+    return queries
 
 
 def new_first(queries: Queries) -> Queries:

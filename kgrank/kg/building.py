@@ -7,7 +7,7 @@ table adds) and the edges it holds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ from scipy import sparse
 from kgrank.errors import ConfigError, DataError, Fault
 from kgrank.kg.reading import COLUMNS
 from kgrank.kg.tables import Tables
-from kgrank.kg.validation import numbers
+from kgrank.kg.validation import LARGEST, numbers
 from kgrank.kg.vocabulary import Nodes, Vocabulary, string_array
 from kgrank.settings import Section
 
@@ -33,7 +33,7 @@ class GraphSettings(Section):
     Attributes:
         bins: number columns that become a relation, and into how many quantile bins
             (`{"price": 10}`). Other number columns say nothing to the graph.
-        ignore: columns that stay out of the graph.
+        ignore: columns that stay out of the graph; "image" need not be there.
         categorical: columns of numbers that are names all the same (a year, a postcode): each
             value becomes an entity.
         encoder: what learns item vectors on the graph (`kgrank.kg.gnn`); "none" leaves the learned
@@ -155,20 +155,25 @@ def attribute_columns(
     frame: pd.DataFrame = getattr(tables, of)
     numeric = tables.numeric_attributes(of)
     columns: dict[str, Any] = {}
+    texts = [column for column in settings.bins if column in frame and column not in numeric]
+    if texts:
+        raise ConfigError(
+            "\n".join(
+                f"[kg] bins names {column!r} of {of}: found text, or no value at all; allowed: "
+                "columns of which every value is a number. Remove it from bins."
+                for column in texts
+            )
+        )
     for column in frame.columns:
         if column in COLUMNS[of] or column in settings.ignore:
             continue
         if column in settings.bins:
-            if column not in numeric:
-                raise ConfigError(
-                    f"[kg] bins names {column!r} of {of}: found text, or no value at all; allowed: "
-                    "columns of which every value is a number. Remove it from bins."
-                )
             columns[column] = _binned(numbers(frame[column]), settings.bins[column])
         elif column not in numeric or column in settings.categorical:
             columns[column] = _as_text(frame[column])
     for column in {"user", "item"} & set(columns):
-        raise DataError([_reserved(of, None, column, column, "Rename or ignore the column.")])
+        mend = "Rename the column, or name it in [kg] ignore."
+        raise DataError([_reserved(tables.files.get(of, of), None, column, column, mend)])
     return columns
 
 
@@ -198,20 +203,26 @@ def attribute_facts(
     return nodes, Facts((column,), behaviour=False, edges=edges)
 
 
-def with_entity_table(nodes: Nodes, entities: pd.DataFrame, attributes: Sequence[str]) -> Nodes:
+def with_entity_table(nodes: Nodes, tables: Tables, attributes: Sequence[str]) -> Nodes:
     """The nodes with those of the entities table that are no items or users.
+
+    Args:
+        attributes: the names of the attribute columns.
 
     Raises:
         DataError: an entity's type is "user" or "item" and no such user or item is known.
     """
+    entities = tables.entities
     rows = np.flatnonzero(nodes.resolved(entities["entity_id"]) < 0)
     ids, types, names = (
         entities[column].fillna("").iloc[rows].tolist() for column in ("entity_id", "type", "name")
     )
-    for row, type_ in zip(rows, types, strict=True):
-        if type_ in ("user", "item"):
-            mend = "Give it another type, or add it to the items or users table."
-            raise DataError([_reserved("entities", int(row) + 1, "type", type_, mend)])
+    wrong = [place for place, type_ in enumerate(types) if type_ in ("user", "item")]
+    if wrong:
+        file, row, type_ = tables.files.get("entities", "entities"), rows[wrong[0]], types[wrong[0]]
+        mend = "Give it another type, or add it to the items or users table."
+        fault = _reserved(file, int(row) + 1, "type", type_, mend)
+        raise DataError([replace(fault, count=len(wrong))])
     told = [_described(id_, attributes) for id_ in ids]
     return nodes.with_entities(
         ids,
@@ -322,7 +333,7 @@ def _weights(frame: pd.DataFrame, file: str, column: str) -> NDArray[np.float32]
         return np.ones(len(frame), dtype=np.float32)
     weights = frame[column].to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
     weights[np.isnan(weights)] = 1.0
-    for row in np.flatnonzero(np.abs(weights) > np.finfo(np.float32).max)[:1]:
+    for row in np.flatnonzero(np.abs(weights) > LARGEST)[:1]:
         found, allowed = f"{weights[row]:g}", "numbers between -3.4e38 and 3.4e38"
         raise DataError([Fault(file, int(row) + 1, column, found, allowed, "Correct it.")])
     return weights.astype(np.float32)

@@ -129,7 +129,7 @@ class KnowledgeGraph:
         Raises:
             DataError: an id comes twice in a table, a time or weight is out of range, or a type
                 name is reserved.
-            ConfigError: a setting names a column that is not there, or bins one of text.
+            ConfigError: settings name columns that are not there, or bin text; a line for each.
         """
         settings = settings or GraphSettings()
         _check_named(settings, [*tables.items.columns, *tables.users.columns])
@@ -139,7 +139,7 @@ class KnowledgeGraph:
         user_ids, item_ids = tables.users["user_id"], tables.items["item_id"]
         nodes = Nodes.empty().with_users(user_ids).with_items(item_ids, tables.items["title"])
         nodes, behaviour = behaviour_facts(nodes, tables.events)
-        nodes = with_entity_table(nodes, tables.entities, attributes)
+        nodes = with_entity_table(nodes, tables, attributes)
         items = nodes.item_nodes[nodes.items.numbers(item_ids)]
         users = nodes.user_nodes[nodes.users.numbers(user_ids)]
         facts = [behaviour]
@@ -414,12 +414,17 @@ def _held_once(numbers: NDArray[T]) -> NDArray[T]:
 
 
 def _check_named(settings: GraphSettings, columns: Sequence[str]) -> None:
-    """Raises ConfigError if bins or categorical name a column of neither items nor users."""
-    for name in (*settings.bins, *settings.categorical):
+    """Raises ConfigError, a line for each column of neither items nor users that is named."""
+    usual: tuple[str, ...] = GraphSettings.model_fields["ignore"].default
+    ignored = (name for name in settings.ignore if name not in usual)
+    faults = []
+    for name in (*settings.bins, *settings.categorical, *ignored):
         if name not in columns:
             close = difflib.get_close_matches(name, columns, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(
+            hint = f"Did you mean {close[0]!r}?" if close else "Correct or remove it."
+            faults.append(
                 f"[kg] names the column {name!r}: found no such column; allowed: "
-                f"{', '.join(columns)}.{hint}"
+                f"{', '.join(dict.fromkeys(columns))}. {hint}"
             )
+    if faults:
+        raise ConfigError("\n".join(faults))

@@ -19,6 +19,8 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 class SplitSettings(Section):
     """The `[split]` section: used where the events have no `split` column.
 
+    Where they have one that marks no row as valid, `valid` is used on its train rows.
+
     Attributes:
         test: the share of the time between the first and the last event that is test, at its end.
         valid: the share just before it that is valid.
@@ -43,11 +45,13 @@ class SplitCuts:
         valid_from: seconds UTC of the first valid moment; None where nothing is cut off by time.
         test_from: the same of test.
         by_user: the shares cut off each user's own events, where events have no time.
+        of_train: only rows that a `split` column marks as train were cut; the others stay.
     """
 
     valid_from: float | None = None
     test_from: float | None = None
     by_user: SplitSettings | None = None
+    of_train: bool = False
 
     def apply(self, events: pd.DataFrame) -> pd.DataFrame:
         """The events with the `split` column of these cuts.
@@ -59,8 +63,21 @@ class SplitCuts:
             events: as in `Tables.events`, each user's events from the oldest on.
 
         Raises:
-            DataError: cuts in time, but events without a `timestamp`.
+            DataError: cuts in time, but events without a `timestamp`; or of train rows, but events
+                without a `split`.
         """
+        if not self.of_train:
+            return self._cut(events)
+        if "split" not in events:
+            mend = "Give the events the column they had when the split was made."
+            fault = Fault("events", None, "split", "no such column", "one that marks train", mend)
+            raise DataError([fault])
+        train = (events["split"] == "train").to_numpy(dtype=bool)
+        split = events["split"].to_numpy(dtype=object, copy=True)
+        split[train] = self._cut(events[train])["split"].to_numpy(dtype=object)
+        return _with_split(events, split)
+
+    def _cut(self, events: pd.DataFrame) -> pd.DataFrame:
         if self.by_user is not None:
             return _with_split(events, _split_by_user(events["user_id"], self.by_user))
         if self.valid_from is None and self.test_from is None:
@@ -78,11 +95,14 @@ class SplitCuts:
 
 
 def split_events(events: pd.DataFrame, settings: SplitSettings) -> tuple[pd.DataFrame, SplitCuts]:
-    """Give events their `split` column; one that is there already stays.
+    """Give events their `split` column; one that is there already stays, if it has valid rows.
 
     By time: with t from the first event to the last, test begins at `1 - test` of the way and
     valid at `1 - test - valid`. Without timestamps, the last events of each user: `round(share ·
     n)`, at least one; users with fewer than three events stay in train.
+
+    Where a column is there and marks no row as valid, its train rows are split by the same rule
+    into train and valid (`test` counts as 0), and its test rows stay.
 
     Args:
         events: as in `Tables.events`.
@@ -90,22 +110,30 @@ def split_events(events: pd.DataFrame, settings: SplitSettings) -> tuple[pd.Data
     Raises:
         DataError: no event is left for train, because all have the same time.
     """
-    if "split" in events:
-        return events, SplitCuts()
-    if "timestamp" not in events:
-        cuts = SplitCuts(by_user=settings)
+    of_train = "split" in events
+    if of_train:
+        if (events["split"] == "valid").any() or not settings.valid:
+            return events, SplitCuts()
+        settings = settings.model_copy(update={"test": 0.0})
+    rows = events[events["split"] == "train"] if of_train else events
+    if "timestamp" not in rows:
+        cuts = SplitCuts(by_user=settings, of_train=of_train)
     else:
-        first, last = float(events["timestamp"].min()), float(events["timestamp"].max())
+        first, last = float(rows["timestamp"].min()), float(rows["timestamp"].max())
         span = last - first
         cuts = SplitCuts(
             valid_from=first + (1 - settings.test - settings.valid) * span
             if settings.valid
             else None,
             test_from=first + (1 - settings.test) * span if settings.test else None,
+            of_train=of_train,
         )
         if span == 0 and (settings.test or settings.valid):
+            found = f"one time ({first:.15g}) in all {len(rows)} rows"
             mend = "Give the events their times, or a split column."
-            found = f"one time ({first:.15g}) in all {len(events)} rows"
+            if of_train:
+                found += " of train"
+                mend = "Give them their times, or mark some as valid in the split column."
             raise DataError([Fault("events", None, "timestamp", found, "at least two", mend)])
     return cuts.apply(events), cuts
 

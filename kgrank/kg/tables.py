@@ -6,7 +6,7 @@ import shutil
 import tomllib
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,9 +40,30 @@ class _Toml(Section):
     tables: TablesSettings = TablesSettings()
 
 
+class _Frame:
+    """A field of `Tables` that hands out copies, so that nobody changes what is kept.
+
+    They share their memory with it until they are written to (pandas' copy-on-write).
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, tables: object | None, owner: type) -> pd.DataFrame:
+        if tables is None:
+            raise AttributeError("a field without a default")  # as dataclass asks for it
+        frame: pd.DataFrame = vars(tables)[self._name]
+        return frame.copy(deep=False)
+
+    def __set__(self, tables: object, frame: pd.DataFrame) -> None:
+        vars(tables)[self._name] = frame.copy(deep=False)
+
+
 @dataclass(frozen=True, eq=False)
 class Tables:
     """The validated tables of a shop. Ids are strings, kept to the letter.
+
+    What is written to a table that was taken from here changes that copy alone.
 
     An attribute column is text, or float64 where the file itself says that it holds numbers
     (Parquet, JSON). CSV cannot say so: there `007` may be a code, and stays text.
@@ -60,17 +81,19 @@ class Tables:
         source: the folder or kgrank.toml the tables were read from.
         items_from_events: there was no items table: `items` holds the ids that events name.
         unread: columns that the file of events has besides.
+        files: by table, the name of the file that it was read from, for messages.
     """
 
-    events: pd.DataFrame
-    items: pd.DataFrame
-    users: pd.DataFrame
-    triples: pd.DataFrame
-    entities: pd.DataFrame
-    queries: pd.DataFrame
+    events: _Frame = _Frame()
+    items: _Frame = _Frame()
+    users: _Frame = _Frame()
+    triples: _Frame = _Frame()
+    entities: _Frame = _Frame()
+    queries: _Frame = _Frame()
     source: Path | None = None
     items_from_events: bool = False
     unread: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def numeric_attributes(self, table: Literal["items", "users"] = "items") -> tuple[str, ...]:
         """The attribute columns that hold numbers: float64, or text in which every value is one.
@@ -83,7 +106,8 @@ class Tables:
     def with_split(self, settings: SplitSettings | None = None) -> Tables:
         """These tables with a `split` column: the one they have, else by the rule of `settings`.
 
-        Use `kgrank.kg.splits.split_events` where the cut times are needed again.
+        A column that marks no row as valid has its train rows split by the rule. Use
+        `kgrank.kg.splits.split_events` where the cut times are needed again.
         """
         return replace(self, events=split_events(self.events, settings or SplitSettings())[0])
 
@@ -178,13 +202,16 @@ def read_tables(
             others are ignored. `kgrank.errors.ROW` is each event's data row in the file.
 
     Raises:
-        DataError: something is wrong with the tables; `faults` lists everything.
+        DataError: something is wrong with the tables; `faults` lists everything. Or the source is
+            an empty text.
         ConfigError: the toml cannot be read, or its `[tables]` section names an unknown table.
     """
-    frames, faults, unread = _load(Path(source), settings, event_columns)
+    frames, faults, raw = _load(source, settings, event_columns)
     if faults:
         raise DataError(faults)
-    return replace(checked_tables(frames, Path(source), event_columns), unread=unread)
+    files = {name: table.file for name, table in raw.items()}
+    tables = checked_tables(frames, Path(source), event_columns)
+    return replace(tables, unread=raw["events"].unread, files=files)
 
 
 def validate(source: str | Path, settings: TablesSettings | None = None) -> list[Fault]:
@@ -193,7 +220,7 @@ def validate(source: str | Path, settings: TablesSettings | None = None) -> list
     Raises:
         ConfigError: the toml cannot be read, or its `[tables]` section names an unknown table.
     """
-    return _load(Path(source), settings)[1]
+    return _load(source, settings)[1]
 
 
 def checked_tables(
@@ -288,10 +315,10 @@ def _shuffled(
 
 
 def _load(
-    source: Path, settings: TablesSettings | None, event_columns: Sequence[str] = ()
-) -> tuple[dict[str, pd.DataFrame], list[Fault], tuple[str, ...]]:
-    """The typed frames of `source`, every fault found, and the columns of events left unread."""
-    paths, faults = _locate(source, settings)
+    source: str | Path, settings: TablesSettings | None, event_columns: Sequence[str] = ()
+) -> tuple[dict[str, pd.DataFrame], list[Fault], dict[str, RawTable]]:
+    """The typed frames of `source`, every fault found, and the tables as their files tell them."""
+    paths, faults = _locate(Path(source), settings) if str(source) else ({}, [_no_name()])
     raw: dict[str, RawTable] = {}
     for name, path in paths.items():
         table, found = read_file(name, path, event_columns if name == "events" else ())
@@ -299,7 +326,7 @@ def _load(
         if table is not None:
             raw[name] = table
     frames, found = check(raw)
-    return frames, faults + found, raw["events"].unread if "events" in raw else ()
+    return frames, faults + found, raw
 
 
 def _locate(source: Path, settings: TablesSettings | None) -> tuple[dict[str, Path], list[Fault]]:
@@ -337,6 +364,13 @@ def _section(toml: Path) -> TablesSettings:
         raise ConfigError(f"{toml}: found {error}; allowed: TOML in UTF-8. Correct it.") from None
     only = {name: value for name, value in values.items() if name == "tables"}
     return _Toml.from_dict(only, str(toml)).tables
+
+
+def _no_name() -> Fault:
+    mend = "Name it; '.' is the working folder."
+    return Fault(
+        "source", None, None, "an empty name", "a folder of tables, or a kgrank.toml", mend
+    )
 
 
 def _two_files(name: str, paths: Sequence[Path]) -> Fault:

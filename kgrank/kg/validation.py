@@ -36,6 +36,13 @@ SPLITS = ("train", "valid", "test")
 
 DAY = 86_400.0
 """Seconds in a day."""
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest value of an event, and weight of a triple."""
+ISO_8601 = (
+    "YYYY-MM-DD, which a time HH:MM, HH:MM:SS or HH:MM:SS.ffffff (00:00 to 23:59:59.999999) may "
+    "follow after T or a space, and the time a zone Z or ±HH:MM (without one: UTC)"
+)
+"""The forms of ISO 8601 that are read as times."""
 _YEAR_1990 = 631_152_000.0
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?$|^[+-]?inf(inity)?$"
 
@@ -69,15 +76,17 @@ def numbers(values: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def seconds(values: pd.Series[Any]) -> pd.Series[Any]:
-    """Seconds UTC as text or numbers, or ISO 8601 (without a zone: UTC), as float64 seconds.
+    """Seconds UTC as text or numbers, or dates and times as `ISO_8601` says, as float64 seconds.
 
-    What can be read as a number is one, so a date needs its hyphens (2026-01-31).
+    NaN where neither can be read. What can be read as a number is one, so a date needs its hyphens
+    (2026-01-31).
     """
     parsed = numbers(values)
     dated = parsed.isna() & ~_absent(values)
     if dated.any():
         moments = pd.to_datetime(values[dated], format="ISO8601", utc=True, errors="coerce")
-        since = (moments - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+        start = pd.Timestamp(0, unit="s", tz="UTC")  # in nanoseconds, years would end in 2262
+        since = (moments - start).dt.total_seconds()
         parsed = parsed.copy()
         parsed[dated] = since.to_numpy()
     return parsed
@@ -222,6 +231,12 @@ _FINITE = Rule(
     "a finite number",
     "Correct the number, or leave it empty.",
 )
+_SINGLE = Rule(
+    "single precision",
+    lambda values: ~(values.abs() > LARGEST) | np.isinf(values),
+    "a number from -3.4e38 to 3.4e38",
+    "Correct the number.",
+)
 _WHOLE = Rule(
     "whole",
     lambda values: values.isna() | (values % 1 == 0),
@@ -295,11 +310,13 @@ def _rules(name: str, column: str, raw: pd.Series[Any]) -> list[Rule]:
     if kind == "attribute" and pd.api.types.is_numeric_dtype(raw):
         rules.append(_FINITE)
     if kind == "time":
-        mend = "Write seconds since 1970 (UTC) or ISO 8601 such as 2026-01-31T12:00:00Z."
-        rules += [_readable(raw, "seconds UTC or ISO 8601", mend), _complete(raw, "time")]
+        allowed, mend = f"seconds since 1970 (UTC), or {ISO_8601}", "Write 2026-01-31T12:00:00Z."
+        rules += [_readable(raw, allowed, mend), _complete(raw, "time")]
         rules += [_SINCE_1970, _not_future()]
     if column == "position" and name == "events":
         rules += [_complete(raw, "position"), _WHOLE]
+    if (name, column) in (("events", "value"), ("triples", "weight")):
+        rules.append(_SINGLE)
     if column == "weight" and name == "triples":
         rules.append(_POSITIVE)
     if column == "split" and name == "events":

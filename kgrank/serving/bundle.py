@@ -376,9 +376,15 @@ def _decay_from_json(values: Mapping[str, Any]) -> Decay:
 
 def _cuts_to_json(cuts: SplitCuts) -> dict[str, Any]:
     by_user = cuts.by_user.model_dump() if cuts.by_user else None
-    return {"valid_from": cuts.valid_from, "test_from": cuts.test_from, "by_user": by_user}
+    return {
+        "valid_from": cuts.valid_from,
+        "test_from": cuts.test_from,
+        "by_user": by_user,
+        "of_train": cuts.of_train,
+    }
 
 
 def _cuts_from_json(values: Mapping[str, Any]) -> SplitCuts:
     by_user = SplitSettings(**values["by_user"]) if values["by_user"] else None
-    return SplitCuts(values["valid_from"], values["test_from"], by_user)
+    of_train = values.get("of_train", False)  # not in older bundles
+    return SplitCuts(values["valid_from"], values["test_from"], by_user, of_train)

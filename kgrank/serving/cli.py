@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -109,24 +110,33 @@ def validate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Report every fault of tables and rules: where it is, what was found, what is allowed."""
-    faults: tuple[Fault, ...] = ()
+    """Report every fault of tables, settings and rules: where, what was found, what is allowed.
+
+    And everything else that train would refuse before it learns, but for encoders, which are not
+    loaded.
+    """
+    faults: Sequence[Fault] = ()
     tables = None
     rows: dict[str, int] = {}
     with faults_told(as_json):
-        from kgrank.config import read_config, read_source
+        from kgrank.config import Config, read_source, sound_config
 
-        config = read_config(source)
-        try:
-            tables = read_source(source, config)
-        except DataError as error:
-            faults = error.faults
-        else:
-            rows = {name: len(getattr(tables, name)) for name in _TABLES}
-        judged = validated(source, rules, tables, config)
-    wrong = [*map(str, faults), *(judged["faults"] if judged else ())]
+        config, refused = sound_config(source)
+        if config is not None:
+            try:
+                tables = read_source(source, config)
+            except DataError as error:
+                faults = error.faults
+            else:
+                from kgrank.serving.training import refusals
+
+                rows = {name: len(getattr(tables, name)) for name in _TABLES}
+                faults, lines = refusals(tables, config)
+                refused += lines
+        judged = validated(source, rules, tables, config or Config())
+    wrong = [*map(str, faults), *refused, *(judged["faults"] if judged else ())]
     if as_json:
-        told = {"faults": [asdict(fault) for fault in faults], "tables": rows}
+        told = {"faults": [asdict(fault) for fault in faults], "refused": refused, "tables": rows}
         print_json(told if judged is None else {**told, "rules": judged})
     else:
         for line in (*wrong, *(f"Warning: {said}" for said in (judged or {}).get("warnings", ()))):

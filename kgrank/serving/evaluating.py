@@ -243,11 +243,12 @@ def _refit(
 ) -> Bundle:
     config = bundle.config
     pictures = () if config.image.model is None else (config.image.column,)
-    changed = tables.without_graph(keep=pictures)
+    texts = config.text.fields  # stay texts, and are no facts
+    changed = tables.without_graph(keep=(*pictures, *texts))
     if variant == "shuffled":
         changed = tables.with_shuffled_graph(config.fit.seed, keep=pictures)
     if variant == "none":
-        kg = config.kg.model_copy(update={"bins": {}, "categorical": ()})
+        kg = config.kg.model_copy(update={"bins": {}, "categorical": (), "ignore": texts})
         config = config.model_copy(update={"kg": kg})
     return _trained(bundle, changed, config, cache, progress)
 

@@ -51,11 +51,11 @@ def validated(
     Args:
         source: where the tables lie.
         named: the rules' file; the shop's own if None.
-        tables: what was read there; None where that is at fault, so that only the file itself can
-            be judged.
+        tables: what was read there; where that is None or makes no graph, only the file itself is
+            judged.
         config: the shop's configuration.
     """
-    from kgrank.errors import ConfigError
+    from kgrank.errors import ConfigError, DataError, ModelError
     from kgrank.serving.conditions import rules_path, shop_grounds
     from kgrank.serving.rules import Rules
 
@@ -70,7 +70,10 @@ def validated(
         return {**told, "faults": str(error).split("\n")}
     told["rules"] = len(rules)
     if tables is not None:
-        grounds = shop_grounds(tables, config)
+        try:
+            grounds = shop_grounds(tables, config)
+        except (ConfigError, DataError, ModelError):
+            return told  # no graph can be built, which is told of the tables
         told["faults"] = grounds.faults(rules)
         if not told["faults"]:
             told["warnings"] = grounds.warnings(rules)

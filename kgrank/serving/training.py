@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from kgrank.encoders.images import ImageEncoder, ImageReport, item_pictures
 from kgrank.encoders.text import TextEncoder, item_texts
 from kgrank.encoders.tfidf import tfidf
 from kgrank.encoders.whitening import whiten
-from kgrank.errors import ConfigError
+from kgrank.errors import ConfigError, DataError, Fault, KgrankError
 from kgrank.fusion.evidence import ItemFeatures, numbered
 from kgrank.fusion.history import REFUSED, Histories
 from kgrank.fusion.learned import Learner
+from kgrank.fusion.training import askable, fit
 from kgrank.fusion.training import assist as assist_fit
-from kgrank.fusion.training import fit
 from kgrank.kg.exchange import entity_features
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.splits import SplitCuts, split_events
@@ -35,6 +36,7 @@ from kgrank.processes import joined
 from kgrank.progress import Progress, silent
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.conditions import checked_rules
+from kgrank.settings import check_columns
 
 PICTURES_AN_AXIS = 4  # distinct pictures that a whitened axis of their vectors takes
 
@@ -73,6 +75,8 @@ class Prepared:
 def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = silent) -> Prepared:
     """Number the tables, build the graph, turn text and pictures into features.
 
+    What it refuses of tables and settings, `refusals` tells whole.
+
     Args:
         tables: validated tables.
         config: the configuration.
@@ -86,23 +90,16 @@ def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = si
     """
     encoder = TextEncoder.from_settings(config.text)  # what cannot run is told before the work
     looker = ImageEncoder.from_settings(config.image)
+    texts = item_texts(tables.items, config.text)
+    named = _pictures(tables, config)
     progress("graph", 0, 1)
     events, cuts = split_events(tables.events, config.split)
-    seen = events[events["split"] != "test"]
-    known = pd.concat([seen["user_id"], tables.users["user_id"]])
-    users = Vocabulary.from_ids(known.drop_duplicates(), "user")
-    seen = seen[seen["event"] != REFUSED]  # nobody chose these: they only speak in histories
-    items = Vocabulary.from_ids(tables.items["item_id"], "item")
-    histories, splits = numbered(seen, users, items)
-    kg = config.kg
-    if config.image.model is not None and config.image.column not in kg.ignore:
-        kg = kg.model_copy(update={"ignore": (*kg.ignore, config.image.column)})
-    graph = KnowledgeGraph.from_tables(replace(tables, events=seen), kg)
+    users, items, histories, splits = _numbers(tables, events)
+    graph = _graph(tables, events, config)
     progress("graph", 1, 1)
-    texts = item_texts(tables.items, config.text)
     words = tfidf(texts, config.tfidf).matrix if any(map(str.strip, texts)) else None
     vectors, encoded, text_encoder = _vectors(encoder, texts, config, cache, progress)
-    images, pictures, image_encoder = _images(looker, tables, config, cache, progress)
+    images, pictures, image_encoder = _images(looker, named, cache, progress)
     n_items = len(items)
     linked = graph.item_entity_matrix(items).matrix
     features = ItemFeatures(
@@ -124,6 +121,89 @@ def prepare(tables: Tables, config: Config, cache: Path, progress: Progress = si
         pictures=pictures,
         image_encoder=image_encoder,
     )
+
+
+def refusals(tables: Tables, config: Config) -> tuple[list[Fault], list[str]]:
+    """Everything that `train` would refuse of sound tables before it learns, encoders left aside.
+
+    So it is with the columns that `[pretrain]`, `[finetune]` and `[compress]` name for their verbs.
+
+    Returns:
+        Faults of the tables; and lines on settings that do not fit them, and on what is missing.
+    """
+    faults: list[Fault] = []
+    lines: list[str] = []
+
+    @contextmanager
+    def told() -> Iterator[None]:
+        try:
+            yield
+        except DataError as error:
+            faults.extend(error.faults)
+        except KgrankError as error:
+            lines.extend(str(error).split("\n"))
+
+    with told():
+        _pictures(tables, config)
+    for section in ("text", "pretrain", "compress"):
+        with told():
+            fields = getattr(config, section).fields
+            check_columns(f"{section}.fields", fields, "items", tables.items)
+    of_events = {"pretrain.event_fields": list(config.pretrain.event_fields)}
+    if config.neo4j.uri is None:  # a server is asked for them by name
+        for setting, names in {**of_events, **config.finetune.event_columns()}.items():
+            with told():
+                check_columns(setting, names, "events", [*tables.events, *tables.unread])
+    events = None
+    with told():
+        tables = tables.without_test_items(config.split)
+        events, _ = split_events(tables.events, config.split)
+    with told():
+        _graph(tables, tables.events.assign(split="train") if events is None else events, config)
+    if events is not None:
+        with told():
+            _, _, histories, splits = _numbers(tables, events)
+            askable(histories, splits, config.fit)
+    return faults, lines
+
+
+def _numbers(
+    tables: Tables, events: pd.DataFrame
+) -> tuple[Vocabulary, Vocabulary, Histories, npt.NDArray[np.int8]]:
+    """Users, items, and what users of train and valid chose, with the split of each event."""
+    seen = events[events["split"] != "test"]
+    known = pd.concat([seen["user_id"], tables.users["user_id"]])
+    users = Vocabulary.from_ids(known.drop_duplicates(), "user")
+    items = Vocabulary.from_ids(tables.items["item_id"], "item")
+    return users, items, *numbered(_chosen(seen), users, items)
+
+
+def _graph(tables: Tables, events: pd.DataFrame, config: Config) -> KnowledgeGraph:
+    """The graph without test events."""
+    kg, column = config.kg, config.image.column
+    if config.image.model is not None and column in tables.items and column not in kg.ignore:
+        kg = kg.model_copy(update={"ignore": (*kg.ignore, column)})
+    seen = _chosen(events[events["split"] != "test"])
+    return KnowledgeGraph.from_tables(replace(tables, events=seen), kg)
+
+
+def _chosen(events: pd.DataFrame) -> pd.DataFrame:
+    """The events but those that say what nobody chose: they only speak in histories."""
+    return events[events["event"] != REFUSED]
+
+
+def _pictures(tables: Tables, config: Config) -> tuple[list[str], Path]:
+    """The pictures that are asked for, an item each, and the folder they lie in."""
+    if config.image.model is None:
+        return [], Path()
+    names = item_pictures(tables.items, config.image)
+    if tables.source is None:
+        raise ConfigError(
+            "image.model: found tables made in memory; allowed: tables read from a folder, in "
+            "which their pictures lie. Save them beside the pictures and read them, or set "
+            "image.model to none."
+        )
+    return names, tables.source if tables.source.is_dir() else tables.source.parent
 
 
 def _csr(matrix: Any, n_items: int) -> sp.csr_matrix:
@@ -150,18 +230,11 @@ def _vectors(
 
 
 def _images(
-    encoder: ImageEncoder | None, tables: Tables, config: Config, cache: Path, progress: Progress
+    encoder: ImageEncoder | None, files: tuple[list[str], Path], cache: Path, progress: Progress
 ) -> tuple[npt.NDArray[np.float32] | None, ImageReport | None, dict[str, str]]:
     if encoder is None:
         return None, None, {}
-    names = item_pictures(tables.items, config.image)
-    if tables.source is None:
-        raise ConfigError(
-            "image.model: found tables made in memory; allowed: tables read from a folder, in "
-            "which their pictures lie. Save them beside the pictures and read them, or set "
-            "image.model to none."
-        )
-    folder = tables.source if tables.source.is_dir() else tables.source.parent
+    names, folder = files
     progress("image vectors", 0, 1)
     raw, report = encoder.encode(
         names,

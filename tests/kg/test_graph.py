@@ -251,6 +251,7 @@ def test_quantile_bins_never_part_equal_values(prices, bins, expected):
     [
         ({"bins": {"prize": 5}}, "column 'prize'.*Did you mean 'price'"),
         ({"categorical": ("yaer",)}, "column 'yaer'"),
+        ({"ignore": ("image", "brnad", "nope")}, "column 'brnad'.*'brand'(.|\n)*column 'nope'"),
         ({"bins": {"brand": 5}}, "'brand' of items: found text"),
     ],
 )
@@ -275,7 +276,10 @@ def test_settings_out_of_range(section):
         ({"events": EVENTS.assign(value=[1, np.inf, 1, 1, 1, 1])}, "row 2, column 'value'"),
         ({"triples": TRIPLES.assign(weight=1e300)}, "triples, row 1, column 'weight'"),
         ({"items": ITEMS.rename(columns={"brand": "item"})}, "items, column 'item'.*type 'item'"),
-        ({"entities": ENTITIES.assign(type="user")}, "entities, row 1, column 'type'"),
+        (
+            {"entities": ENTITIES.assign(type="user")},
+            r"entities, row 1, column 'type' \(and 2 more rows\)",  # "saw" is an item
+        ),
         ({"items": pd.concat([ITEMS, ITEMS[1:2]])}, "'saw' again"),
         ({"entities": pd.concat([ENTITIES, ENTITIES[:1]])}, "'Q1' again"),
     ],
@@ -283,6 +287,18 @@ def test_settings_out_of_range(section):
 def test_faults_in_the_tables_are_named(tables, said):
     with pytest.raises(DataError, match=said):
         KnowledgeGraph.from_tables(shop(**tables))
+
+
+def test_faults_of_what_was_read_name_its_file(tmp_path):
+    (tmp_path / "events.csv").write_text("user_id,item_id\nu,a\n")
+    (tmp_path / "entities.csv").write_text("entity_id,name,type\nx,X,place\ny,Y,user\nz,Z,item\n")
+    (tmp_path / "users.csv").write_text("user_id,item\nu,spoon\n")
+    with pytest.raises(DataError, match=r"users.csv, column 'item': .* name it in \[kg\] ignore"):
+        KnowledgeGraph.from_tables(read_tables(tmp_path))
+    with pytest.raises(DataError) as raised:
+        KnowledgeGraph.from_tables(read_tables(tmp_path), GraphSettings(ignore=("item",)))
+    (fault,) = raised.value.faults
+    assert (fault.file, fault.row, fault.count) == ("entities.csv", 2, 2)
 
 
 def test_the_test_split_is_not_read():

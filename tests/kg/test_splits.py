@@ -107,6 +107,42 @@ class TestGivenSplit:
         assert cuts == SplitCuts(None, None)
         assert cuts.apply(given)["split"].tolist() == ["test", "train", "valid"]
 
+    def test_without_valid_rows_train_is_cut_by_time_and_test_stays(self):
+        given = timed(0, 5, 6, 8, 9, 10, 99).assign(split=["train"] * 3 + ["test"] + ["train"] * 3)
+        given.loc[6, "split"] = "test"
+        events, cuts = split_events(given, SplitSettings(test=0.5, valid=0.2))  # from 0.8 · 10 on
+        assert events["split"].tolist() == [
+            *("train", "train", "train", "test", "valid", "valid", "test")
+        ]
+        assert cuts == SplitCuts(valid_from=8.0, of_train=True)
+        assert cuts.apply(given)["split"].tolist() == events["split"].tolist()
+        again, stays = split_events(events, SplitSettings())
+        assert again["split"].tolist() == events["split"].tolist()
+        assert stays == SplitCuts()
+
+    def test_without_valid_rows_and_times_each_users_last_train_rows_are_cut(self):
+        given = placed(u=20, v=2)
+        given["split"] = np.where(given["position"] < 10, "train", "test")
+        events, cuts = split_events(given, SplitSettings())
+        assert splits_of(events, "u") == ["train"] * 9 + ["valid"] + ["test"] * 10
+        assert splits_of(events, "v") == ["train"] * 2
+        assert cuts == SplitCuts(by_user=SplitSettings(test=0.0), of_train=True)
+        assert cuts.apply(given)["split"].tolist() == events["split"].tolist()
+
+    def test_a_share_of_nothing_leaves_a_column_without_valid_rows_alone(self):
+        given = timed(1, 2, 3).assign(split=["train", "train", "test"])
+        events, cuts = split_events(given, SplitSettings(valid=0))
+        assert (events["split"].tolist(), cuts) == (["train", "train", "test"], SplitCuts())
+
+    def test_train_rows_of_one_moment_cannot_be_cut(self):
+        given = timed(5, 5, 9).assign(split=["train", "train", "test"])
+        with pytest.raises(DataError, match=r"one time \(5\) in all 2 rows of train.*mark some"):
+            split_events(given, SplitSettings())
+
+    def test_cuts_of_train_need_the_column(self):
+        with pytest.raises(DataError, match="column 'split': found no such column"):
+            SplitCuts(valid_from=1.0, of_train=True).apply(timed(1, 2))
+
     def test_tables_with_split(self, tmp_path):
         (tmp_path / "events.csv").write_text(
             "user_id,item_id,timestamp\n" + "".join(f"u,a,{t}\n" for t in range(11))

@@ -3,6 +3,7 @@
 import datetime as dt
 import gzip
 import json
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pandas as pd
@@ -335,6 +336,21 @@ def shop(tmp_path):
 
 
 TABLES = ("events", "items", "users", "triples", "entities", "queries")
+
+
+def test_what_is_written_to_a_table_taken_from_them_stays_outside(shop):
+    kept = shop.events.copy()
+    taken = shop.events
+    taken.loc[0, "item_id"] = "BOGUS"
+    taken["more"] = 1
+    assert taken["item_id"][0] == "BOGUS"
+    assert_frame_equal(shop.events, kept)
+    given = shop.items
+    changed = replace(shop, items=given)
+    given.loc[0, "title"] = "BOGUS"
+    assert_frame_equal(changed.items, shop.items)
+    with pytest.raises(FrozenInstanceError):
+        shop.events = taken
 
 
 class TestSaving:

@@ -93,6 +93,16 @@ def test_a_sound_shop_has_no_faults(tmp_path):
             ("items.parquet", 2, "price", 1),
             "inf",
         ),
+        (
+            {"events_csv": events("value", 1, 1e300, "-4e38")},
+            ("events.csv", 2, "value", 2),
+            "1e+300",
+        ),
+        (
+            {"triples_csv": "head,relation,tail,weight\na,r,x,3e38\na,r,y,1e39\n"},
+            ("triples.csv", 2, "weight", 1),
+            "'1e39'",
+        ),
         # times
         ({"events_csv": events("timestamp", "soon")}, ("events.csv", 1, "timestamp", 1), "'soon'"),
         ({"events_csv": events("timestamp", 5, "")}, ("events.csv", 2, "timestamp", 1), "nothing"),
@@ -101,6 +111,10 @@ def test_a_sound_shop_has_no_faults(tmp_path):
             {"events_csv": events("timestamp", "1969-12-31T23:59:59Z")},
             ("events.csv", 1, "timestamp", 1),
             "1969",
+        ),
+        *(
+            ({"events_csv": events("timestamp", 5, far)}, ("events.csv", 2, "timestamp", 1), far)
+            for far in ("9999-12-31", "2300-01-01", "1600-01-01", "0001-01-01T00:00:00Z")
         ),
         # splits
         ({"events_csv": events("split", "train", "dev")}, ("events.csv", 2, "split", 1), "'dev'"),
@@ -139,6 +153,13 @@ def test_each_fault_has_its_place(tmp_path, files, where, found):
     assert found in fault.found
     assert fault.allowed
     assert fault.mend
+
+
+def test_the_row_is_that_of_the_file_whatever_the_order_of_time(tmp_path):
+    rows = "".join(f"u,a,{1000 - n},{'1e300' if n == 151 else 4}\n" for n in range(1, 201))
+    fault = only_fault(tmp_path, events_csv="user_id,item_id,timestamp,value\n" + rows)
+    assert place(fault) == ("events.csv", 151, "value", 1)
+    assert fault.allowed == "a number from -3.4e38 to 3.4e38"
 
 
 class TestFilesThatBreak:
@@ -237,6 +258,31 @@ class TestMends:
     def test_finer_units_are_named(self, tmp_path, factor, unit):
         now = events("timestamp", f"{1.7e9 * factor:.0f}")
         assert f"{unit}seconds" in only_fault(tmp_path, events_csv=now).mend
+
+    @pytest.mark.parametrize("text", ["2023-W46-2", "2023-318", "2026-01-31T24:00:00Z"])
+    def test_the_forms_of_a_time_are_told_where_it_is_in_another(self, tmp_path, text):
+        fault = only_fault(tmp_path, events_csv=events("timestamp", text))
+        assert fault.allowed == (
+            "seconds since 1970 (UTC), or YYYY-MM-DD, which a time HH:MM, HH:MM:SS or "
+            "HH:MM:SS.ffffff (00:00 to 23:59:59.999999) may follow after T or a space, and the "
+            "time a zone Z or ±HH:MM (without one: UTC)"
+        )
+        assert fault.mend == "Write 2026-01-31T12:00:00Z."
+
+    def test_a_date_far_ahead_is_a_time_ahead_whatever_the_file(self, tmp_path):
+        days = pd.Series(["2024-01-01", "9999-12-31"])
+        frame = pd.DataFrame({"user_id": "u", "item_id": "a", "timestamp": days})
+        as_dates = frame.assign(timestamp=days.astype("datetime64[us]"))
+        told = []
+        for name, files in (
+            ("csv", {"events_csv": frame.to_csv(index=False)}),
+            ("parquet", {"events_csv": None, "events_parquet": as_dates}),
+        ):
+            (tmp_path / name).mkdir()
+            told.append(only_fault(tmp_path / name, **files))
+        csv, parquet = told
+        assert (csv.row, csv.allowed, csv.mend) == (parquet.row, parquet.allowed, parquet.mend)
+        assert csv.allowed == "a time up to now"
 
     def test_a_time_ahead_is_no_unit(self, tmp_path):
         ahead = events("timestamp", time.time() + 3600, time.time() + 2 * 86_400)

@@ -14,6 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from kgrank.data import sample_shop
+from kgrank.errors import DataError
 from kgrank.kg.tables import read_tables
 from kgrank.serving import printing
 from kgrank.serving.cli import app
@@ -278,13 +279,143 @@ def test_wrong_usage_is_status_2(words: tuple[str, ...]) -> None:
     assert (told.exit_code, told.stdout) == (2, "")
 
 
-def test_import_writes_tables_that_are_sound(tmp_path: Path) -> None:
+def test_import_writes_tables_that_can_be_trained(tmp_path: Path) -> None:
     source = tmp_path / "kgat"
     source.mkdir()
-    (source / "train.txt").write_text("0 0 1\n1 1 2\n")
-    (source / "test.txt").write_text("0 2\n1 0\n")
-    (source / "kg_final.txt").write_text("0 0 3\n1 0 3\n2 1 4\n")
+    (source / "train.txt").write_text("0 0 1 2\n1 1 2 0\n")
+    (source / "test.txt").write_text("0 3\n1 3\n")
+    (source / "kg_final.txt").write_text("0 0 4\n1 0 4\n2 1 5\n")
     told = answer("import", "kgat", source, tmp_path / "shop")
-    assert (told["tables"]["events"], told["tables"]["triples"]) == (6, 3)
-    assert answer("validate", tmp_path / "shop")["tables"]["events"] == 6
+    assert (told["tables"]["events"], told["tables"]["triples"]) == (8, 3)
+    assert answer("validate", tmp_path / "shop")["tables"]["events"] == 8
+    sets = ("--set", "text.model=none", "--set", "kg.encoder=none")
+    trained = answer("train", tmp_path / "shop", "--out", tmp_path / "models", *sets)
+    assert trained["rows"] == {"train": 4, "valid": 2}  # the last train row of each
+    assert answer("evaluate", tmp_path / "models")["queries"] == 2
     assert run("import", "kgat", source, tmp_path / "shop").exit_code == 1
+
+
+def shop_of(folder: Path, rows: list[tuple[object, ...]], **files: str) -> Path:
+    """A shop of events `user, item, event, timestamp`, with further files (`items_csv`)."""
+    folder.mkdir()
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", "event", "timestamp"])
+    events.to_csv(folder / "events.csv", index=False)
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    return folder
+
+
+EVERY_DAY = [
+    (f"u{user}", f"i{(user + 2 * day) % 7}", "view", 1.7e9 + 86_400 * day)
+    for user in range(8)
+    for day in range(12)
+]
+ITEMS = "item_id,title,brand,price\n" + "".join(f"i{n},Thing {n},acme,{n}\n" for n in range(7))
+
+
+@pytest.mark.parametrize(
+    ("rows", "files", "where", "said"),
+    [
+        (
+            EVERY_DAY,
+            {"entities_csv": "entity_id,name,type\nx,X,place\ny,Y,user\n"},
+            ("entities.csv", 2, "type"),
+            None,
+        ),
+        (
+            EVERY_DAY,
+            {"items_csv": ITEMS.replace("brand", "item")},
+            ("items.csv", None, "item"),
+            None,
+        ),
+        ([(*row[:3], 1.7e9) for row in EVERY_DAY], {}, ("events", None, "timestamp"), None),
+        (
+            [(*row[:2], "not_interested", row[3]) for row in EVERY_DAY],
+            {},
+            None,
+            "found no train events",
+        ),
+        ([(f"u{n}", "i", "view", 1.7e9 + n) for n in range(50)], {}, None, "found no valid events"),
+        (EVERY_DAY, {"kgrank_toml": "[kg]\nbins = {nope = 4}"}, None, "column 'nope'"),
+        (EVERY_DAY, {"kgrank_toml": "[kg]\nbins = {brand = 4}"}, None, "'brand' of items"),
+        (EVERY_DAY, {"kgrank_toml": '[kg]\nignore = ["nope"]'}, None, "column 'nope'"),
+        (
+            EVERY_DAY,
+            {"kgrank_toml": '[text]\nfields = ["nope"]'},
+            None,
+            "text.fields: found 'nope'",
+        ),
+        (
+            EVERY_DAY,
+            {"kgrank_toml": '[image]\nmodel = "vit"\ncolumn = "nope"'},
+            None,
+            "image.column: found 'nope'",
+        ),
+        (EVERY_DAY, {"kgrank_toml": "[fit]\nnope = 1"}, None, "found 'nope' = 1 in [fit]"),
+        (EVERY_DAY, {"kgrank_toml": "[fit\n"}, None, "allowed: TOML in UTF-8"),
+    ],
+)
+def test_validate_tells_what_train_refuses(
+    tmp_path: Path,
+    rows: list[tuple[object, ...]],
+    files: dict[str, str],
+    where: tuple[str, int | None, str] | None,
+    said: str | None,
+) -> None:
+    shop = shop_of(tmp_path / "shop", rows, **{"items_csv": ITEMS, **files})
+    if rows[0][1] == "i":
+        (shop / "items.csv").unlink()
+    told = run("validate", shop, "--json")
+    assert told.exit_code == 1
+    found = json.loads(told.stdout)
+    places = [(fault["file"], fault["row"], fault["column"]) for fault in found["faults"]]
+    assert places == ([where] if where else [])
+    assert len(found["refused"]) == (1 if said else 0)
+    sets = ["--set", "text.model=none", "--set", "kg.encoder=none"]
+    trained = run("train", shop, "--out", tmp_path / "models", *sets)
+    assert trained.exit_code == 1
+    if said:
+        assert said in found["refused"][0]
+    if "[image]" not in files.get("kgrank_toml", ""):  # train looks for the model first
+        for line in [*found["refused"], *(fault["found"] for fault in found["faults"])]:
+            assert line in trained.stderr
+    assert run("validate", shop).stdout.count("\n") == 1
+
+
+def test_validate_tells_faults_of_the_tables_beside_those_of_settings(tmp_path: Path) -> None:
+    rows = [(*EVERY_DAY[0][:3], "soon"), *EVERY_DAY[1:]]
+    toml = '[fit]\nnope = 1\n[kgg]\na = 1\n[tables]\nitems = "things.csv"\n'
+    shop = shop_of(tmp_path / "shop", rows, things_csv=ITEMS + "i1,again,b,1\n", kgrank_toml=toml)
+    found = json.loads(run("validate", shop, "--json").stdout)
+    assert [(f["file"], f["row"]) for f in found["faults"]] == [
+        ("events.csv", 1),
+        ("things.csv", 8),
+    ]
+    assert [line.split(" ", 1)[1][:12] for line in found["refused"]] == [
+        "found 'nope'",
+        "found 'kgg' ",
+    ]
+    assert found["tables"] == {}
+    (shop / "kgrank.toml").write_text(
+        '[kg]\nbins = {a = 4}\nignore = ["b"]\n[text]\nfields = ["c", "title"]\n'
+        '[pretrain]\nfields = ["d"]\nevent_fields = ["e"]\n'
+    )
+    events = pd.DataFrame(EVERY_DAY, columns=["user_id", "item_id", "event", "timestamp"])
+    events.assign(timestamp=5).to_csv(shop / "events.csv", index=False)
+    found = json.loads(run("validate", shop, "--json").stdout)
+    assert [fault["column"] for fault in found["faults"]] == ["timestamp"]
+    assert [re.findall("found '(.)'|column '(.)'", line)[0] for line in found["refused"]] == [
+        *(("c", ""), ("d", ""), ("e", ""), ("", "a"), ("", "b"))
+    ]
+    assert found["tables"]["events"] == len(EVERY_DAY)
+
+
+def test_an_empty_name_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shop_of(tmp_path / "shop", EVERY_DAY))
+    with pytest.raises(DataError, match=r"found an empty name; .* '\.' is the working folder"):
+        read_tables("")
+    assert len(read_tables(".").events) == len(EVERY_DAY)
+    for verb in ("validate", "train"):
+        told = run(verb, "")
+        assert told.exit_code == 1
+        assert "found an empty name" in told.stderr

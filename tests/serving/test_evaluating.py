@@ -483,6 +483,19 @@ def test_a_fit_without_the_graph_is_judged_on_the_same_queries(tiny_bundle: Bund
     assert "graph" not in with_graph
 
 
+def test_without_the_graph_an_attribute_that_is_read_as_text_stays_text(
+    tiny_tables: Tables,
+) -> None:
+    sections = {
+        "text": {"model": "none", "fields": ["title", "brand"]},
+        "kg": {"encoder": "none", "ignore": ["sku"]},
+    }
+    items = tiny_tables.items.assign(sku=tiny_tables.items["item_id"])
+    bundle = train(replace(tiny_tables, items=items), Config.from_dict(sections, "the tests"))
+    without = evaluate_bundle(bundle, graph="none")
+    assert without["queries"] == evaluate_bundle(bundle)["queries"]
+
+
 def test_true_shuffled_and_no_graph_side_by_side(tiny_bundle: Bundle) -> None:
     result = evaluate_bundle(tiny_bundle, graph="all")
     assert set(result["graph"]) == {"true", "shuffled", "none"}

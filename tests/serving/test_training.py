@@ -12,8 +12,10 @@ from safetensors.numpy import load_file
 
 from kgrank.config import Config
 from kgrank.errors import ModelError
+from kgrank.kg.splits import SplitCuts
 from kgrank.kg.tables import Tables, read_tables
 from kgrank.serving.bundle import Bundle
+from kgrank.serving.evaluating import evaluate_bundle
 from kgrank.serving.training import train
 
 ARRAYS = ("weights", "item_item", "features", "vectors")
@@ -146,8 +148,9 @@ def test_without_train_or_valid_rows_there_is_nothing_to_fit(
     tiny_tables: Tables, missing: str
 ) -> None:
     events = tiny_tables.events
-    with pytest.raises(ModelError, match=missing):
-        train(replace(tiny_tables, events=events[events["split"] != missing]), CONFIG)
+    config = Config.from_dict({**CONFIG.as_dict(), "split": {"valid": 0.0}}, "the tests")
+    with pytest.raises(ModelError, match=f"found no {missing}"):
+        train(replace(tiny_tables, events=events[events["split"] != missing]), config)
 
 
 def test_progress_is_told_of_every_stage(tiny_tables: Tables) -> None:
@@ -157,3 +160,23 @@ def test_progress_is_told_of_every_stage(tiny_tables: Tables) -> None:
     assert next(iter(stages)) == "graph"
     assert {"choosing settings", "fusion", "fitting channels"} <= stages.keys()
     assert all(0 <= done <= total for _, done, total in told)
+
+
+def test_a_shop_of_train_and_test_rows_is_cut_as_its_bundle_says(
+    tiny_tables: Tables, tmp_path: Path
+) -> None:
+    events = tiny_tables.events
+    marked = events.assign(split=events["split"].replace("valid", "train"))
+    folder = tmp_path / "shop"
+    replace(tiny_tables, events=marked).save(folder)
+    bundle = Bundle.load(train(read_tables(folder), CONFIG).save(tmp_path / "models"))
+    train_times = marked.loc[marked["split"] == "train", "timestamp"]
+    first, last = train_times.min(), train_times.max()
+    assert bundle.cuts == SplitCuts(valid_from=first + 0.9 * (last - first), of_train=True)
+    valid = bundle.events[bundle.events["split"] == "valid"]
+    assert valid["timestamp"].min() >= bundle.cuts.valid_from
+    assert len(bundle.events) == len(train_times)
+    for split in ("valid", "test"):
+        found = evaluate_bundle(bundle, split=split)
+        wanted = valid if split == "valid" else marked[marked["split"] == "test"]
+        assert found["users"] == wanted["user_id"].nunique()
