@@ -118,7 +118,7 @@ def entity_vectors(encoder: GraphEncoder, graph: GraphInput) -> EntityVectors:
         if of_tails is not None:
             parts.append(of_tails[tails])
         elif isinstance(encoder, MessageEncoder):
-            parts.append(encoder.tables[kind].detach().cpu().numpy()[own[tails]])
+            parts.append(encoder.table(kind).detach().cpu().numpy()[own[tails]])
     return EntityVectors(tuple(ids), np.concatenate(parts), steps, items)
 
 

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
+from kgrank.errors import ConfigError, ModelError
 from kgrank.kg.entities import symmetric
 from kgrank.kg.exchange import entity_features
 from kgrank.kg.propagation import Adjacency, LightConv, propagate, sampled
@@ -89,10 +90,15 @@ class GraphInput:
             behaviours: kind of event → (n_users × n_items) CSR.
             words: (n_items × n_words) CSR.
             texts: (n_items × n_numbers) float32; none if None.
+
+        Raises:
+            ModelError: behaviours, words or texts are not of the graph's items, or the behaviours
+                not of the same users.
         """
         starts, n_nodes = type_starts(data)
         n_items = int(data["item"].num_nodes)
         texts = torch.zeros(n_items, 0) if texts is None else texts
+        _check_shapes(n_items, behaviours, words, texts)
         rows, relations, tails, weights = [], [], [], []
         for number, (head, relation, tail) in enumerate(data.edge_types):
             if "item" not in (head, tail) or "user" in (head, tail):
@@ -121,6 +127,28 @@ class GraphInput:
         nodes, tails_of = np.unique(facts % n_nodes, return_inverse=True)
         known = known[:, said].tocsr()
         return cls(known, relation_numbers, tails_of, nodes, behaviours, words, texts, data)
+
+
+def _check_shapes(
+    n_items: int, behaviours: Mapping[str, sp.csr_matrix], words: sp.csr_matrix, texts: Tensor
+) -> None:
+    n_users = {matrix.shape[0] for matrix in behaviours.values()}
+    found = {
+        **{f"columns of {name!r}": matrix.shape[1] for name, matrix in behaviours.items()},
+        "rows of words": words.shape[0],
+        "rows of texts": len(texts),
+    }
+    for what, n in found.items():
+        if n != n_items:
+            raise ModelError(
+                f"found {n} {what}; allowed: {n_items}, one for each item of the graph. Make them "
+                "in the order of its items."
+            )
+    if len(n_users) > 1:
+        raise ModelError(
+            f"found behaviours of {' and '.join(map(str, sorted(n_users)))} users; allowed: rows "
+            "of the same users in all of them."
+        )
 
 
 def type_starts(data: HeteroData) -> tuple[dict[str, int], int]:
@@ -233,6 +261,9 @@ class LightEncoder(GraphEncoder):
         dim: length of the vectors.
         hops: steps item → user → item; 0 for facts alone.
         start: see `GraphEncoder`.
+
+    Raises:
+        ModelError: there are hops and no kind of behaviour.
     """
 
     def __init__(
@@ -242,6 +273,8 @@ class LightEncoder(GraphEncoder):
         hops: int,
         start: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
     ) -> None:
+        if hops:
+            check_behaviours(graph, "or none and hops 0, which learns on facts alone")
         super().__init__(graph, dim, start)
         n_tails = int(graph.tails.max()) + 1 if len(graph.tails) else 0
         n_relations = int(graph.relations.max()) + 1 if len(graph.relations) else 0
@@ -307,12 +340,29 @@ def graph_encoder(
     hops: int,
     start: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
 ) -> GraphEncoder:
-    """The encoder of this name; see the classes."""
+    """The encoder of this name; see the classes.
+
+    Raises:
+        ConfigError: no encoder has this name.
+        ModelError: the graph has no kind of behaviour, and the encoder walks them.
+    """
+    if name not in get_args(EncoderName):
+        allowed = ", ".join(get_args(EncoderName))
+        raise ConfigError(f"found encoder {name!r}; allowed: {allowed}. Name one of them.")
     if name == "light":
         return LightEncoder(graph, dim, hops, start)
     from kgrank.kg.message_passing import MessageEncoder
 
     return MessageEncoder(graph, dim, max(hops, 1), name, start)
+
+
+def check_behaviours(graph: GraphInput, otherwise: str) -> None:
+    """Raises ModelError if there is no kind of behaviour; `otherwise` is what else is allowed."""
+    if not graph.behaviours:
+        raise ModelError(
+            f"found no behaviours; allowed: one kind of event or more ({otherwise}). Give a matrix "
+            "of users and items for each kind, an empty one where nobody has done anything."
+        )
 
 
 class _Unit(torch.autograd.Function):
