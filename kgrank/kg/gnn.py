@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from kgrank.errors import ConfigError, ModelError
-from kgrank.kg.entities import symmetric
+from kgrank.kg.entities import inverse_roots, symmetric
 from kgrank.kg.exchange import entity_features
 from kgrank.kg.propagation import Adjacency, LightConv, propagate, sampled
 
@@ -241,8 +241,13 @@ class GraphEncoder(nn.Module, ABC):
         """
         return self.source * self.met + shared, self.target * self.met + shared
 
-    def draw(self, epoch: int | None) -> None:
-        """Choose the behaviours that are walked in this epoch; all of them if None."""
+    def draw(self, epoch: int | None, seed: int = 0) -> None:
+        """Choose the behaviours that are walked in this epoch; all of them if None.
+
+        Args:
+            epoch: which one, from 0.
+            seed: of all draws; the same seed chooses the same ones in each epoch.
+        """
 
     def to_device(self, device: str) -> GraphEncoder:
         """The encoder with its edges on `device`."""
@@ -255,6 +260,11 @@ class LightEncoder(GraphEncoder):
 
     A fact's vector is its tail's times its relation's, element by element (DistMult's product;
     Yang et al., 2015). Each kind of behaviour has its own weight vector for each step.
+
+    Of the behaviours it holds the matrices it is given (8 bytes an event) and both ways over what
+    is walked (16 bytes an edge, on its device). Up to WALKED_EDGES events of all kinds that is all
+    of them, in every epoch. Beyond, `draw` chooses FANOUT events a user and kind for an epoch, and
+    all of them are walked, and held, only once `draw(None)` asks for them: for the final vectors.
 
     Args:
         graph: what is learned on.
@@ -286,9 +296,11 @@ class LightEncoder(GraphEncoder):
             Adjacency.of(_chosen(graph.relations, n_relations)),
             Adjacency.of(_chosen(graph.tails, n_tails)),
         )
-        self._all = [symmetric(matrix) for matrix in graph.behaviours.values()]
-        self._sampled = hops > 0 and sum(matrix.nnz for matrix in self._all) > WALKED_EDGES
-        self._behaviours = [Adjacency.of(matrix) for matrix in self._all]
+        self._met = list(graph.behaviours.values()) if hops else []
+        self._sampled = sum(matrix.nnz for matrix in self._met) > WALKED_EDGES
+        self._behaviours: list[Adjacency] = []
+        if not self._sampled:
+            self._behaviours = [Adjacency.of(symmetric(matrix)) for matrix in self._met]
         self._step = LightConv()
 
     def facts(self) -> Tensor:
@@ -306,6 +318,8 @@ class LightEncoder(GraphEncoder):
         known = self.known()
         if not len(self.hop):
             return known
+        if not self._behaviours:
+            self.draw(None)
         near, step = known, self.base(said) + known
         for weights in self.hop:
             users = _sum(self._step(step, edges) for edges in self._behaviours)
@@ -316,14 +330,19 @@ class LightEncoder(GraphEncoder):
             near = near + step
         return near
 
-    def draw(self, epoch: int | None) -> None:
-        """Walk FANOUT events of each user at most in this epoch, where there are many events."""
-        if self._sampled:
-            matrices = self._all
-            if epoch is not None:
-                matrices = [sampled(matrix, FANOUT, epoch) for matrix in matrices]
-            at = self.met.device
-            self._behaviours = [Adjacency.of(matrix).to(at) for matrix in matrices]
+    def draw(self, epoch: int | None, seed: int = 0) -> None:
+        """Walk FANOUT events of each user and kind at most, where there are many events.
+
+        Args:
+            epoch: which one, from 0; all events are walked if None.
+            seed: of all draws.
+        """
+        if not self._sampled:
+            return
+        self._behaviours = []  # before others take their place
+        for number, matrix in enumerate(self._met):
+            some = symmetric(matrix) if epoch is None else _some(matrix, (seed, epoch, number))
+            self._behaviours.append(Adjacency.of(some).to(self.met.device))
 
     def to_device(self, device: str) -> GraphEncoder:
         """The encoder with its edges on `device`."""
@@ -412,6 +431,15 @@ def _chosen(columns: npt.NDArray[np.int64], n_columns: int) -> sp.csr_matrix:
     """(n × n_columns) with a one in each row, at its column."""
     n = len(columns)
     return sp.csr_matrix((np.ones(n, np.float32), columns, np.arange(n + 1)), (n, n_columns))
+
+
+def _some(matrix: sp.csr_matrix, seed: tuple[int, ...]) -> sp.csr_matrix:
+    """FANOUT entries of a row at most, which weigh as in `symmetric`, scaled to the row's sum."""
+    of_users, of_items = inverse_roots(matrix)
+    drawn = sampled(matrix, FANOUT, seed)
+    scale = (of_users * np.maximum(np.diff(matrix.indptr) / FANOUT, 1.0)).astype(np.float32)
+    weights = np.repeat(scale, np.diff(drawn.indptr)) * of_items[drawn.indices]
+    return sp.csr_matrix((weights, drawn.indices, drawn.indptr), matrix.shape)
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:

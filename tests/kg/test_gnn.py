@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from torch_geometric.data import HeteroData
 
 from kgrank.errors import ConfigError, ModelError
 from kgrank.kg import gnn
@@ -167,14 +168,44 @@ def test_behaviours_and_words_are_of_the_graphs_items(graph: GraphInput) -> None
 def test_an_epoch_of_a_large_graph_walks_a_sample_and_the_end_all(
     graph: GraphInput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch.manual_seed(0)
+    small = LightEncoder(graph, 8, hops=1)
+    whole = small.brought()
+    small.draw(0)
+    assert torch.equal(small.brought(), whole)  # few events: all of them, always
     monkeypatch.setattr(gnn, "WALKED_EDGES", 2)
     monkeypatch.setattr(gnn, "FANOUT", 1)
+    torch.manual_seed(0)
     encoder = LightEncoder(graph, 8, hops=1)
-    whole = encoder.brought()
+    assert not encoder._behaviours  # nothing is built before it is walked
     encoder.draw(0)
     assert len(encoder._behaviours[0].forward.columns) == 2  # one event of each user
     encoder.draw(None)
     assert torch.equal(encoder.brought(), whole)
+
+
+def test_what_an_epoch_walks_is_drawn_from_the_seed_the_epoch_and_the_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """200 users met all of 20 items in two kinds: each row's two events weigh 20 / 2 times more."""
+    monkeypatch.setattr(gnn, "WALKED_EDGES", 2)
+    monkeypatch.setattr(gnn, "FANOUT", 2)
+    data = HeteroData()
+    data["item"].num_nodes = 20
+    met = sp.csr_matrix(np.full((200, 20), 3.0, np.float32))
+    words = sp.csr_matrix((20, 0), dtype=np.float32)
+    encoder = LightEncoder(GraphInput.of(data, {"a": met, "b": met}, words), 8, hops=1)
+
+    def drawn(epoch: int, seed: int) -> list[list[int]]:
+        encoder.draw(epoch, seed)
+        return [edges.forward.columns.tolist() for edges in encoder._behaviours]
+
+    first = drawn(0, 7)
+    assert drawn(0, 7) == first
+    assert first[0] != first[1]
+    assert drawn(1, 7) != first != drawn(0, 8)
+    weights = encoder._behaviours[0].forward.weights
+    assert weights.numpy() == pytest.approx(np.full(400, 10 / np.sqrt(200 * 20)))
 
 
 # Vectors of entities
