@@ -264,7 +264,7 @@ def test_entities_of_the_other_encoders_are_what_they_start_from(
     encoder = graph_encoder(name, graph, 8, 1)
     found = entity_vectors(encoder, graph)
     assert sorted(found.ids) == ["brand:acme", "colour:red"]
-    red = graph.data["colour"].node_id.index("colour:red")
+    [red] = np.flatnonzero(graph.data["colour"].node_id == "colour:red")
     assert isinstance(encoder, MessageEncoder)
     table = encoder.table("colour").detach().numpy()
     assert found.values[found.ids.index("colour:red")].tolist() == table[red].tolist()
