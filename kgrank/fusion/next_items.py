@@ -177,7 +177,7 @@ class NextItemTask:
 
     def batches(self, epoch: int) -> Epoch:
         """The moments of an epoch, MOMENTS a user at most, in random order."""
-        self.module.encoder.draw(epoch)
+        self.module.encoder.draw(epoch, self.seed)
         return Epoch(self, epoch)
 
     @property

@@ -118,17 +118,25 @@ def entity_vectors(encoder: GraphEncoder, graph: GraphInput) -> EntityVectors:
         if of_tails is not None:
             parts.append(of_tails[tails])
         elif isinstance(encoder, MessageEncoder):
-            parts.append(encoder.tables[kind].detach().cpu().numpy()[own[tails]])
+            parts.append(encoder.table(kind).detach().cpu().numpy()[own[tails]])
     return EntityVectors(tuple(ids), np.concatenate(parts), steps, items)
 
 
 def symmetric(matrix: sp.csr_matrix) -> sp.csr_matrix:
     """D_u^-1/2 · X · D_i^-1/2 of a binary X (n_users × n_items), as in LightGCN."""
-    ones = sp.csr_matrix(matrix, dtype=np.float32, copy=True)
-    ones.data[:] = 1.0
-    of_users = np.maximum(np.asarray(ones.sum(axis=1)).ravel(), 1.0) ** -0.5
-    of_items = np.maximum(np.asarray(ones.sum(axis=0)).ravel(), 1.0) ** -0.5
-    return sp.csr_matrix(sp.diags(of_users) @ ones @ sp.diags(of_items), dtype=np.float32)
+    of_users, of_items = inverse_roots(matrix)
+    weights = np.repeat(of_users, np.diff(matrix.indptr)) * of_items[matrix.indices]
+    return sp.csr_matrix((weights, matrix.indices.copy(), matrix.indptr.copy()), matrix.shape)
+
+
+def inverse_roots(matrix: sp.csr_matrix) -> tuple[npt.NDArray[np.float32], ...]:
+    """1 / √degree of the users, (n_users) float32, and of the items, (n_items); 1 for degree 0.
+
+    Args:
+        matrix: (n_users × n_items) CSR without an entry twice.
+    """
+    degrees = np.diff(matrix.indptr), np.bincount(matrix.indices, minlength=matrix.shape[1])
+    return tuple(np.maximum(of, 1).astype(np.float32) ** np.float32(-0.5) for of in degrees)
 
 
 def column_vectors(

@@ -1,4 +1,4 @@
-"""The graph in other libraries' terms: a scipy matrix, networkx, PyTorch Geometric."""
+"""The graph in other libraries' terms: a scipy matrix, networkx. `kgrank.kg.pyg` is one more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from kgrank.kg.vocabulary import ITEM, USER, Vocabulary, read_only
 
 if TYPE_CHECKING:
     import networkx
-    from torch_geometric.data import HeteroData
 
     from kgrank.kg.graph import KnowledgeGraph
 
@@ -125,7 +124,7 @@ def to_networkx(graph: KnowledgeGraph) -> networkx.MultiDiGraph[tuple[str, str]]
 
     nodes = [graph.node(number) for number in range(len(graph.nodes))]
     keys = [(node.type, node.id) for node in nodes]
-    out: networkx.MultiDiGraph[tuple[str, str]] = networkx.MultiDiGraph(**_about(graph))
+    out: networkx.MultiDiGraph[tuple[str, str]] = networkx.MultiDiGraph(**about_of(graph))
     out.add_nodes_from((key, node._asdict()) for key, node in zip(keys, nodes, strict=True))
     edges, behaviours = graph.edge_list(), graph.behaviours.tolist()
     columns = (edges.heads, edges.relations, edges.tails, edges.weights, edges.times)
@@ -174,7 +173,7 @@ def from_networkx(data: networkx.MultiDiGraph[tuple[str, str]]) -> KnowledgeGrap
         for head, tail, edge in data.edges(data=True)
     ]
     heads, names, tails, weights, times, behaviours = zip(*told, strict=True) if told else [()] * 6
-    return _assembled(
+    return assembled(
         nodes,
         np.array(heads, dtype=np.int32),
         np.array(names, dtype=object),
@@ -195,13 +194,13 @@ def _given(values: Mapping[str, Any], where: object, name: str) -> str:
     return value
 
 
-def _about(graph: KnowledgeGraph) -> dict[str, Any]:
+def about_of(graph: KnowledgeGraph) -> dict[str, Any]:
     """What of a graph its nodes and edges do not tell."""
     keys = zip(graph.relations, graph.behaviours.tolist(), strict=True)
     return {"attributes": list(graph.attributes), "relations": [list(key) for key in keys]}
 
 
-def _assembled(
+def assembled(
     nodes: Sequence[tuple[str, str, str]],
     heads: NDArray[np.int32],
     names: NDArray[np.object_],
@@ -211,7 +210,11 @@ def _assembled(
     behaviours: NDArray[np.object_],
     about: Mapping[str, Any],
 ) -> KnowledgeGraph:
-    """A graph of nodes (type, id, name) and edges (n_edges,) by their places; see `_about`."""
+    """A graph of nodes (type, id, name) and edges (n_edges,) by their places; see `about_of`.
+
+    Raises:
+        DataError: an id comes twice, or `about` holds something else under a name of `about_of`.
+    """
     from kgrank.kg.graph import KnowledgeGraph
     from kgrank.kg.storage import nodes_of_columns
 
@@ -220,7 +223,7 @@ def _assembled(
     unsaid = np.array([one is None for one in behaviours], dtype=bool)
     events = (graph_nodes.types[heads] == USER) & (graph_nodes.types[tails] == ITEM)
     said = np.where(unsaid, events, behaviours).astype(bool)
-    keys = [(str(name), bool(behaviour)) for name, behaviour in about.get("relations", ())]
+    keys, attributes = _told(about)
     keys += sorted(set(zip(names.tolist(), said.tolist(), strict=True)) - set(keys))
     number_of = {key: number for number, key in enumerate(keys)}
     numbers = [number_of[key] for key in zip(names.tolist(), said.tolist(), strict=True)]
@@ -228,100 +231,28 @@ def _assembled(
         graph_nodes,
         [name for name, _ in keys],
         np.array([behaviour for _, behaviour in keys], dtype=bool),
-        [str(name) for name in about.get("attributes", ())],
+        attributes,
         Edges(heads, np.array(numbers, dtype=np.int32), tails, weights, times),
     )
 
 
-def to_pyg(graph: KnowledgeGraph) -> HeteroData:
-    """The graph for PyTorch Geometric, one edge store for each (head type, relation, tail type).
-
-    Node stores hold `num_nodes`, `node_id` and `name` (lists of str). Edge stores hold
-    `edge_index` (2, n) int64 in numbers of the type's own nodes (for users and items: their
-    vocabulary numbers), `edge_weight` (n,) float32, `edge_time` (n,) int64 seconds UTC, 0 = none,
-    `edge_behaviour` (n,) bool. The graph itself holds `attributes` and `relations` as lists.
-    `from_pyg` reads it.
-    """
-    import torch
-    from torch_geometric.data import HeteroData
-
-    data, nodes = HeteroData(), graph.nodes
-    local = np.empty(len(nodes), dtype=np.int64)
-    ids, labels = nodes.ids.to_pylist(), nodes.names.to_pylist()
-    for number, type_ in enumerate(nodes.type_names):
-        members = np.flatnonzero(nodes.types == number)
-        local[members] = np.arange(len(members))
-        if len(members):
-            data[type_].num_nodes = len(members)
-            data[type_].node_id = [ids[member] for member in members]
-            data[type_].name = [labels[member] for member in members]
-
-    edges = graph.edge_list()
-    # an event kind and a relation of the same name share a store where their ends agree
-    named = np.array([graph.relations.index(name) for name in graph.relations], dtype=np.int64)
-    shape = len(nodes.type_names), len(named), len(nodes.type_names)
-    ends = nodes.types[edges.heads], nodes.types[edges.tails]
-    kinds, kind_of = np.unique(
-        np.ravel_multi_index((ends[0], named[edges.relations], ends[1]), shape), return_inverse=True
-    )
-    for number, kind in enumerate(kinds):
-        some = edges.take(kind_of == number)
-        head, relation, tail = np.unravel_index(kind, shape)
-        names = nodes.type_names[head], graph.relations[relation], nodes.type_names[tail]
-        store = data[names]
-        store.edge_index = torch.from_numpy(np.stack([local[some.heads], local[some.tails]]))
-        store.edge_weight = torch.from_numpy(some.weights)
-        store.edge_time = torch.from_numpy(some.times.astype(np.int64))
-        store.edge_behaviour = torch.from_numpy(graph.behaviours[some.relations])
-    for name, value in _about(graph).items():
-        data[name] = value
-    return data
+def _told(about: Mapping[str, Any]) -> tuple[list[tuple[str, bool]], list[str]]:
+    """Relations and attributes as `about_of` gives them; none where they are absent."""
+    relations, attributes = about.get("relations", ()), about.get("attributes", ())
+    try:
+        keys = [(name, behaviour) for name, behaviour in relations]
+        fits = all(isinstance(n, str) and isinstance(b, (bool, np.bool_)) for n, b in keys)
+    except (TypeError, ValueError):
+        fits = False
+    for name, value, right, allowed in (
+        ("relations", relations, fits, "a list of [name, whether it is a behaviour]"),
+        ("attributes", attributes, _texts(attributes), "a list of names"),
+    ):
+        if not right:
+            mend = f"Take it out of the graph, or give it another name than {name!r}."
+            raise DataError([Fault("graph", None, name, f"{value!r:.80}", allowed, mend)])
+    return [(name, bool(behaviour)) for name, behaviour in dict.fromkeys(keys)], list(attributes)
 
 
-def from_pyg(data: HeteroData) -> KnowledgeGraph:
-    """The graph that `to_pyg` gave; or another one whose stores hold the same.
-
-    Node stores need `node_id`. Without `name` a node goes by its id; edges without `edge_weight`
-    weigh 1, without `edge_time` have none; without `edge_behaviour` those from users to items are
-    events.
-
-    Raises:
-        DataError: a node store has no `node_id`, or an id comes twice.
-    """
-    nodes: list[tuple[str, str, str]] = []
-    starts: dict[str, int] = {}
-    for kind in data.node_types:
-        ids = data[kind].get("node_id")
-        if ids is None:
-            found, allowed = f"the node store {kind!r} without node_id", "one with the ids of all"
-            raise DataError([Fault("graph", None, "node_id", found, allowed, "Set node_id.")])
-        starts[kind] = len(nodes)
-        nodes += [(kind, i, n) for i, n in zip(ids, data[kind].get("name", ids), strict=True)]
-    parts: list[tuple[Any, ...]] = []
-    for head, relation, tail in data.edge_types:
-        store = data[head, relation, tail]
-        ends = store.edge_index.cpu().numpy()
-        n = ends.shape[1]
-        unsaid = np.full(n, None, dtype=object)
-        parts.append(
-            (
-                (ends[0] + starts[head]).astype(np.int32),
-                np.full(n, relation, dtype=object),
-                (ends[1] + starts[tail]).astype(np.int32),
-                _numpy(store.get("edge_weight"), np.ones(n)).astype(np.float32),
-                _numpy(store.get("edge_time"), np.zeros(n)).astype(np.uint32),
-                _numpy(store.get("edge_behaviour"), unsaid).astype(object),
-            )
-        )
-    none = np.empty(0)
-    kinds = (np.int32, object, np.int32, np.float32, np.uint32, object)
-    empty = tuple(none.astype(kind) for kind in kinds)
-    heads, names, tails, weights, times, behaviours = (
-        np.concatenate(column) for column in zip(empty, *parts, strict=True)
-    )
-    about = {name: data[name] for name in ("attributes", "relations") if name in data}
-    return _assembled(nodes, heads, names, tails, weights, times, behaviours, about)
-
-
-def _numpy(tensor: Any, default: NDArray[Any]) -> NDArray[Any]:
-    return default if tensor is None else np.asarray(tensor.cpu().numpy())
+def _texts(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, str) for value in values)

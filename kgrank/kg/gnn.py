@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from kgrank.kg.entities import symmetric
+from kgrank.errors import ConfigError, ModelError
+from kgrank.kg.entities import inverse_roots, symmetric
 from kgrank.kg.exchange import entity_features
 from kgrank.kg.propagation import Adjacency, LightConv, propagate, sampled
 
@@ -89,10 +90,15 @@ class GraphInput:
             behaviours: kind of event → (n_users × n_items) CSR.
             words: (n_items × n_words) CSR.
             texts: (n_items × n_numbers) float32; none if None.
+
+        Raises:
+            ModelError: behaviours, words or texts are not of the graph's items, or the behaviours
+                not of the same users.
         """
         starts, n_nodes = type_starts(data)
         n_items = int(data["item"].num_nodes)
         texts = torch.zeros(n_items, 0) if texts is None else texts
+        _check_shapes(n_items, behaviours, words, texts)
         rows, relations, tails, weights = [], [], [], []
         for number, (head, relation, tail) in enumerate(data.edge_types):
             if "item" not in (head, tail) or "user" in (head, tail):
@@ -121,6 +127,28 @@ class GraphInput:
         nodes, tails_of = np.unique(facts % n_nodes, return_inverse=True)
         known = known[:, said].tocsr()
         return cls(known, relation_numbers, tails_of, nodes, behaviours, words, texts, data)
+
+
+def _check_shapes(
+    n_items: int, behaviours: Mapping[str, sp.csr_matrix], words: sp.csr_matrix, texts: Tensor
+) -> None:
+    n_users = {matrix.shape[0] for matrix in behaviours.values()}
+    found = {
+        **{f"columns of {name!r}": matrix.shape[1] for name, matrix in behaviours.items()},
+        "rows of words": words.shape[0],
+        "rows of texts": len(texts),
+    }
+    for what, n in found.items():
+        if n != n_items:
+            raise ModelError(
+                f"found {n} {what}; allowed: {n_items}, one for each item of the graph. Make them "
+                "in the order of its items."
+            )
+    if len(n_users) > 1:
+        raise ModelError(
+            f"found behaviours of {' and '.join(map(str, sorted(n_users)))} users; allowed: rows "
+            "of the same users in all of them."
+        )
 
 
 def type_starts(data: HeteroData) -> tuple[dict[str, int], int]:
@@ -213,8 +241,13 @@ class GraphEncoder(nn.Module, ABC):
         """
         return self.source * self.met + shared, self.target * self.met + shared
 
-    def draw(self, epoch: int | None) -> None:
-        """Choose the behaviours that are walked in this epoch; all of them if None."""
+    def draw(self, epoch: int | None, seed: int = 0) -> None:
+        """Choose the behaviours that are walked in this epoch; all of them if None.
+
+        Args:
+            epoch: which one, from 0.
+            seed: of all draws; the same seed chooses the same ones in each epoch.
+        """
 
     def to_device(self, device: str) -> GraphEncoder:
         """The encoder with its edges on `device`."""
@@ -228,11 +261,19 @@ class LightEncoder(GraphEncoder):
     A fact's vector is its tail's times its relation's, element by element (DistMult's product;
     Yang et al., 2015). Each kind of behaviour has its own weight vector for each step.
 
+    Of the behaviours it holds the matrices it is given (8 bytes an event) and both ways over what
+    is walked (16 bytes an edge, on its device). Up to WALKED_EDGES events of all kinds that is all
+    of them, in every epoch. Beyond, `draw` chooses FANOUT events a user and kind for an epoch, and
+    all of them are walked, and held, only once `draw(None)` asks for them: for the final vectors.
+
     Args:
         graph: what is learned on.
         dim: length of the vectors.
         hops: steps item → user → item; 0 for facts alone.
         start: see `GraphEncoder`.
+
+    Raises:
+        ModelError: there are hops and no kind of behaviour.
     """
 
     def __init__(
@@ -242,6 +283,8 @@ class LightEncoder(GraphEncoder):
         hops: int,
         start: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
     ) -> None:
+        if hops:
+            check_behaviours(graph, "or none and hops 0, which learns on facts alone")
         super().__init__(graph, dim, start)
         n_tails = int(graph.tails.max()) + 1 if len(graph.tails) else 0
         n_relations = int(graph.relations.max()) + 1 if len(graph.relations) else 0
@@ -253,9 +296,11 @@ class LightEncoder(GraphEncoder):
             Adjacency.of(_chosen(graph.relations, n_relations)),
             Adjacency.of(_chosen(graph.tails, n_tails)),
         )
-        self._all = [symmetric(matrix) for matrix in graph.behaviours.values()]
-        self._sampled = hops > 0 and sum(matrix.nnz for matrix in self._all) > WALKED_EDGES
-        self._behaviours = [Adjacency.of(matrix) for matrix in self._all]
+        self._met = list(graph.behaviours.values()) if hops else []
+        self._sampled = sum(matrix.nnz for matrix in self._met) > WALKED_EDGES
+        self._behaviours: list[Adjacency] = []
+        if not self._sampled:
+            self._behaviours = [Adjacency.of(symmetric(matrix)) for matrix in self._met]
         self._step = LightConv()
 
     def facts(self) -> Tensor:
@@ -273,6 +318,8 @@ class LightEncoder(GraphEncoder):
         known = self.known()
         if not len(self.hop):
             return known
+        if not self._behaviours:
+            self.draw(None)
         near, step = known, self.base(said) + known
         for weights in self.hop:
             users = _sum(self._step(step, edges) for edges in self._behaviours)
@@ -283,14 +330,19 @@ class LightEncoder(GraphEncoder):
             near = near + step
         return near
 
-    def draw(self, epoch: int | None) -> None:
-        """Walk FANOUT events of each user at most in this epoch, where there are many events."""
-        if self._sampled:
-            matrices = self._all
-            if epoch is not None:
-                matrices = [sampled(matrix, FANOUT, epoch) for matrix in matrices]
-            at = self.met.device
-            self._behaviours = [Adjacency.of(matrix).to(at) for matrix in matrices]
+    def draw(self, epoch: int | None, seed: int = 0) -> None:
+        """Walk FANOUT events of each user and kind at most, where there are many events.
+
+        Args:
+            epoch: which one, from 0; all events are walked if None.
+            seed: of all draws.
+        """
+        if not self._sampled:
+            return
+        self._behaviours = []  # before others take their place
+        for number, matrix in enumerate(self._met):
+            some = symmetric(matrix) if epoch is None else _some(matrix, (seed, epoch, number))
+            self._behaviours.append(Adjacency.of(some).to(self.met.device))
 
     def to_device(self, device: str) -> GraphEncoder:
         """The encoder with its edges on `device`."""
@@ -307,12 +359,29 @@ def graph_encoder(
     hops: int,
     start: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
 ) -> GraphEncoder:
-    """The encoder of this name; see the classes."""
+    """The encoder of this name; see the classes.
+
+    Raises:
+        ConfigError: no encoder has this name.
+        ModelError: the graph has no kind of behaviour, and the encoder walks them.
+    """
+    if name not in get_args(EncoderName):
+        allowed = ", ".join(get_args(EncoderName))
+        raise ConfigError(f"found encoder {name!r}; allowed: {allowed}. Name one of them.")
     if name == "light":
         return LightEncoder(graph, dim, hops, start)
     from kgrank.kg.message_passing import MessageEncoder
 
     return MessageEncoder(graph, dim, max(hops, 1), name, start)
+
+
+def check_behaviours(graph: GraphInput, otherwise: str) -> None:
+    """Raises ModelError if there is no kind of behaviour; `otherwise` is what else is allowed."""
+    if not graph.behaviours:
+        raise ModelError(
+            f"found no behaviours; allowed: one kind of event or more ({otherwise}). Give a matrix "
+            "of users and items for each kind, an empty one where nobody has done anything."
+        )
 
 
 class _Unit(torch.autograd.Function):
@@ -362,6 +431,15 @@ def _chosen(columns: npt.NDArray[np.int64], n_columns: int) -> sp.csr_matrix:
     """(n × n_columns) with a one in each row, at its column."""
     n = len(columns)
     return sp.csr_matrix((np.ones(n, np.float32), columns, np.arange(n + 1)), (n, n_columns))
+
+
+def _some(matrix: sp.csr_matrix, seed: tuple[int, ...]) -> sp.csr_matrix:
+    """FANOUT entries of a row at most, which weigh as in `symmetric`, scaled to the row's sum."""
+    of_users, of_items = inverse_roots(matrix)
+    drawn = sampled(matrix, FANOUT, seed)
+    scale = (of_users * np.maximum(np.diff(matrix.indptr) / FANOUT, 1.0)).astype(np.float32)
+    weights = np.repeat(scale, np.diff(drawn.indptr)) * of_items[drawn.indices]
+    return sp.csr_matrix((weights, drawn.indices, drawn.indptr), matrix.shape)
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:

@@ -385,12 +385,14 @@ class KnowledgeGraph:
         return self.fingerprint() == other.fingerprint()
 
     def to_networkx(self) -> networkx.MultiDiGraph[tuple[str, str]]:
-        """See `kgrank.kg.exchange.to_networkx`."""
+        """See `kgrank.kg.exchange.to_networkx`; `from_networkx` there makes a graph of it again."""
         return exchange.to_networkx(self)
 
     def to_pyg(self) -> HeteroData:
-        """See `kgrank.kg.exchange.to_pyg`."""
-        return exchange.to_pyg(self)
+        """See `kgrank.kg.pyg.to_pyg`; `kgrank.kg.pyg.from_pyg` makes a graph of it again."""
+        from kgrank.kg.pyg import to_pyg
+
+        return to_pyg(self)
 
     def save(self, folder: Path) -> None:
         """See `kgrank.kg.storage.save`."""

@@ -1,8 +1,8 @@
 """A graph as one file or folder of another library's terms; without pickle.
 
 networkx: a node-link JSON file, `networkx.node_link_graph(data, name="node", edges="edges")`.
-PyTorch Geometric: a folder of `nodes.parquet` (`type`, `id`, `name`, in the order of the node
-stores), `tensors.safetensors` (`0.edge_index`, `0.edge_weight`, …) and `about.json`, which names
+PyTorch Geometric: a folder of `nodes.parquet` (`type`, `id`, `name`, in the order of the graph's
+nodes), `tensors.safetensors` (`0.edge_index`, `0.edge_weight`, …) and `about.json`, which names
 the edge type of each number; `load_pyg` makes a HeteroData of it.
 """
 
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from kgrank.errors import ConfigError, StoreError
 from kgrank.files import check_new, check_new_file, new_folder, replacing
-from kgrank.kg.exchange import from_networkx, from_pyg, to_networkx, to_pyg
+from kgrank.kg.exchange import from_networkx, to_networkx
 from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.pyg import from_pyg, to_pyg
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -79,11 +80,13 @@ def save_pyg(graph: KnowledgeGraph, folder: Path) -> None:
     check_new(folder)  # before the work
     data = to_pyg(graph)
     rows = [
-        (kind, *row)
+        (number, kind, id_, name)
         for kind in data.node_types
-        for row in zip(data[kind].node_id, data[kind].name, strict=True)
+        for number, id_, name in zip(
+            data[kind].node_number.tolist(), data[kind].node_id, data[kind].name, strict=True
+        )
     ]
-    columns = zip(*rows, strict=True) if rows else [()] * 3
+    columns = zip(*[row[1:] for row in sorted(rows)], strict=True) if rows else [()] * 3
     names = ("type", "id", "name")
     table = pa.table({n: pa.array(c, pa.string()) for n, c in zip(names, columns, strict=True)})
     tensors = {
@@ -122,7 +125,8 @@ def load_pyg(folder: Path) -> HeteroData:
         data = HeteroData()
         for kind, own in nodes.groupby("type", sort=False):
             data[kind].num_nodes = len(own)
-            data[kind].node_id, data[kind].name = own["id"].tolist(), own["name"].tolist()
+            data[kind].node_id, data[kind].name = own["id"].to_numpy(), own["name"].to_numpy()
+            data[kind].node_number = torch.tensor(own.index)
         for number, (head, relation, tail) in enumerate(about["edge_types"]):
             store = data[head, relation, tail]
             for name in _EDGE_TENSORS:

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from kgrank.kg.gnn import EncoderName, GraphEncoder, GraphInput, table
+from kgrank.kg.gnn import EncoderName, GraphEncoder, GraphInput, check_behaviours, table
 from kgrank.kg.propagation import Adjacency, propagate
 
 if TYPE_CHECKING:
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 class MessageEncoder(GraphEncoder):
     """PyTorch Geometric's RGCN, GATv2 or HGT over items, facts' tails and users.
 
-    A user starts from the mean of the items it met; all else from learned vectors.
+    A user starts from the mean of the items it met; all else from learned vectors. Every edge is
+    walked in every epoch, and each convolution writes out a message of `dim` floats for each: a
+    graph whose messages do not fit in memory is one for "light".
+
+    To the layers, types and relations go by names of their own (t0, r0): a column may have a name
+    that torch cannot give to a parameter.
 
     Args:
         graph: what is learned on.
@@ -28,6 +33,9 @@ class MessageEncoder(GraphEncoder):
         layers: how many convolutions.
         name: "rgcn", "gatv2" or "hgt".
         start: see `GraphEncoder`.
+
+    Raises:
+        ModelError: there is no kind of behaviour.
     """
 
     def __init__(
@@ -40,8 +48,10 @@ class MessageEncoder(GraphEncoder):
     ) -> None:
         from torch_geometric import nn as gnn
 
+        check_behaviours(graph, f"{name} walks them")
         super().__init__(graph, dim, start)
-        data = _with_behaviours(graph)
+        self._names = _safe_names(graph)
+        data = _with_behaviours(graph, self._names)
         self._types, self._edge_types = data.node_types, data.edge_types
         self._edges = {kind: data[kind].edge_index for kind in self._edge_types}
         self.tables = nn.ParameterDict(
@@ -56,17 +66,23 @@ class MessageEncoder(GraphEncoder):
         n_kinds = len(self._edge_types)
         self.kind = table(n_kinds if name == "gatv2" else 0, dim)  # of an edge
         self.name = name
+        heads = 2 if dim % 2 == 0 else 1  # which share the vector's numbers
         if name == "hgt":
             meta = (self._types, self._edge_types)
-            made = [gnn.HGTConv(dim, dim, meta, heads=2) for _ in range(layers)]
+            made = [gnn.HGTConv(dim, dim, meta, heads=heads) for _ in range(layers)]
         elif name == "rgcn":
             made = [gnn.RGCNConv(dim, dim, n_kinds, num_bases=8) for _ in range(layers)]
         else:
             made = [
-                gnn.GATv2Conv(dim, dim // 2, heads=2, edge_dim=dim, add_self_loops=False)
+                gnn.GATv2Conv(dim, dim // heads, heads=heads, edge_dim=dim, add_self_loops=False)
                 for _ in range(layers)
             ]
         self.layers = nn.ModuleList(made)
+
+    def table(self, kind: str) -> nn.Parameter:
+        """The learned vectors of a type of entities, (n_nodes × dim)."""
+        found: nn.Parameter = self.tables[self._names[kind]]
+        return found
 
     def brought(self, said: Tensor | None = None) -> Tensor:
         """What the convolutions bring to each item, (n_items × dim)."""
@@ -108,23 +124,32 @@ class MessageEncoder(GraphEncoder):
         return nodes["item"] - items
 
 
-def _with_behaviours(graph: GraphInput) -> HeteroData:
+def _safe_names(graph: GraphInput) -> dict[str, str]:
+    """Node type → its name in the layers."""
+    kept = ("item", "user")
+    kinds = enumerate(graph.data.node_types)
+    return {kind: kind if kind in kept else f"t{number}" for number, kind in kinds} | {
+        kind: kind for kind in kept
+    }
+
+
+def _with_behaviours(graph: GraphInput, names: dict[str, str]) -> HeteroData:
     """The facts and the given behaviours, every edge both ways, for PyTorch Geometric."""
     from torch_geometric.data import HeteroData
     from torch_geometric.transforms import ToUndirected
 
     data = HeteroData()
     for kind in graph.data.node_types:
-        data[kind].num_nodes = graph.data[kind].num_nodes
-    n_users = max((m.shape[0] for m in graph.behaviours.values()), default=0)
-    data["user"].num_nodes = n_users
-    for kind in graph.data.edge_types:
-        if "user" not in (kind[0], kind[2]):
-            data[kind].edge_index = graph.data[kind].edge_index
-    for name, matrix in graph.behaviours.items():
+        data[names[kind]].num_nodes = graph.data[kind].num_nodes
+    data["user"].num_nodes = max(matrix.shape[0] for matrix in graph.behaviours.values())
+    facts = [kind for kind in graph.data.edge_types if "user" not in (kind[0], kind[2])]
+    for number, (head, relation, tail) in enumerate(facts):
+        index = graph.data[head, relation, tail].edge_index
+        data[names[head], f"r{number}", names[tail]].edge_index = index
+    for number, matrix in enumerate(graph.behaviours.values(), start=len(facts)):
         entries = matrix.tocoo()
-        index = np.stack([entries.row, entries.col]).astype(np.int64)
-        data["user", name, "item"].edge_index = torch.from_numpy(index)
+        index = torch.from_numpy(np.stack([entries.row, entries.col]).astype(np.int64))
+        data["user", f"r{number}", "item"].edge_index = index
     return ToUndirected(merge=False)(data)
 
 

@@ -371,8 +371,8 @@ def vectors(
         message = "--users and --all-users exclude each other; leave one out."
         raise typer.BadParameter(message, param_hint="--users")
     with faults_told(as_json):
+        from kgrank.serving.checks import head_of
         from kgrank.serving.ranking import read_user_ids
-        from kgrank.serving.recommender import head_of
 
         recommender = loaded(bundle)
         named = None if users is None else read_user_ids(users)

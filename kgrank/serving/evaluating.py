@@ -28,8 +28,8 @@ from kgrank.kg.tables import Tables, TablesSettings, read_tables
 from kgrank.progress import Progress, silent
 from kgrank.serving.asking import Asked, all_events, ask
 from kgrank.serving.bundle import Bundle
+from kgrank.serving.checks import head_of, task_head
 from kgrank.serving.predicting import judge_predictions
-from kgrank.serving.recommender import head_of, task_head
 from kgrank.serving.training import train
 
 K = (10, 20)

@@ -36,8 +36,9 @@ from kgrank.files import sync
 from kgrank.fusion.model import Repeats, Task
 from kgrank.kg.reading import read_file
 from kgrank.progress import Progress, silent
+from kgrank.serving.checks import task_head
 from kgrank.serving.reasons import Asked, Reasons, on_all_cores
-from kgrank.serving.recommender import Recommender, task_head
+from kgrank.serving.recommender import Recommender
 
 if TYPE_CHECKING:
     from hashlib import _Hash

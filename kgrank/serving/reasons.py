@@ -28,8 +28,9 @@ import torch
 
 from kgrank.errors import ModelError
 from kgrank.fusion.model import Repeats, Task
+from kgrank.serving.checks import task_head
 from kgrank.serving.effects import with_rules
-from kgrank.serving.recommender import Recommender, task_head
+from kgrank.serving.recommender import Recommender
 
 USERS = 8  # whose lists a process takes at a time
 TO_JSON = json.JSONEncoder(ensure_ascii=False)

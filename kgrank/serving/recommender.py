@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,20 @@ import pyarrow as pa
 import torch
 
 from kgrank.devices import choose_device
-from kgrank.errors import ConfigError, ModelError
+from kgrank.errors import ConfigError
 from kgrank.fusion.history import Histories, Spans
 from kgrank.fusion.model import FusedModel, Head, Repeats, Task
-from kgrank.fusion.tasks import TASKS, mend_of
 from kgrank.kg.embeddings import EmbeddingStore
 from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
+from kgrank.serving.checks import (
+    check_length,
+    event_pairs,
+    head_of,
+    id_list,
+    task_head,
+    whole,
+)
 from kgrank.serving.effects import with_rules
 from kgrank.serving.explaining import Explainer
 from kgrank.serving.explanation import Explanation
@@ -120,7 +127,7 @@ class Recommender:
             ConfigError: n is below 1, or `repeats` or `task` is none of the allowed ones.
             ModelError: the bundle has no head for the task.
         """
-        user_ids = _texts("user_ids", user_ids)
+        user_ids = id_list("user_ids", user_ids)
         users = self.bundle.users.numbers(user_ids)
         histories = self.bundle.histories
         spans = histories.of_users(users)
@@ -181,7 +188,7 @@ class Recommender:
             ConfigError, ModelError: as in `recommend`.
         """
         head = task_head(self.bundle, task, repeats)
-        item_ids = _texts("item_ids", item_ids)
+        item_ids = id_list("item_ids", item_ids)
         histories = self.bundle.histories
         spans = histories.of_users(self.bundle.users.numbers([user_id]))
         items = self.bundle.items.numbers(item_ids)
@@ -199,8 +206,8 @@ class Recommender:
         Raises:
             UnknownIdError: an item is unknown.
         """
-        _check_length(n)
-        item_ids = _texts("item_ids", item_ids)
+        check_length(n)
+        item_ids = id_list("item_ids", item_ids)
         items = self.bundle.items.numbers(item_ids)
         starts = np.arange(len(items) + 1)
         alone = Histories(
@@ -248,7 +255,7 @@ class Recommender:
             UnknownIdError: the user or the item is unknown.
             ConfigError, ModelError: as in `recommend`.
         """
-        if not _whole(max_paths, 0):
+        if not whole(max_paths, 0):
             raise ConfigError(f"max_paths: found {max_paths!r}; allowed: 0 or more.")
         head: Head | None = None
         if task != "rank" or repeats is not None:
@@ -289,10 +296,10 @@ class Recommender:
             UnknownIdError: the user or an item is unknown.
             ConfigError: n is below 1, or `repeats` or the language is none of the known ones.
         """
-        _check_length(n)
+        check_length(n)
         numbers = None
         if candidates is not None:
-            numbers = self.bundle.items.numbers(_texts("candidates", candidates))
+            numbers = self.bundle.items.numbers(id_list("candidates", candidates))
         head = head_of(repeats)
         return why_not(self.ruling, user_id, item_id, n, numbers, repeats, head, language)
 
@@ -374,13 +381,7 @@ class Recommender:
         return write_vectors(self.bundle, self.model, Path(path), users, head_of(repeats))
 
     def _visitor(self, history: Sequence[tuple[str, str]]) -> Histories:
-        history = [history] if isinstance(history, str) else list(history)
-        for pair in history:
-            if not (isinstance(pair, tuple | list) and [type(part) for part in pair] == [str, str]):
-                raise ConfigError(
-                    f"history: found {pair!r}; allowed: pairs of an item's id and a kind of event, "
-                    'such as ("090", "purchase"). Write each event so.'
-                )
+        history = event_pairs(history)
         kinds = self.bundle.histories.kind_names
         names = tuple(sorted({*kinds, *(event for _, event in history)}))
         return Histories(
@@ -403,10 +404,10 @@ class Recommender:
         task: Task,
         users: npt.NDArray[np.integer],
     ) -> pd.DataFrame:
-        _check_length(n)
+        check_length(n)
         head = task_head(self.bundle, task, repeats)
         items = self.bundle.items
-        numbers = None if candidates is None else items.numbers(_texts("candidates", candidates))
+        numbers = None if candidates is None else items.numbers(id_list("candidates", candidates))
         at = self.ruling.moment()  # one for all that is asked of the rules
         pick = self.ruling.pick(users, n, head, numbers, at=at)
         chosen, values = self.model.top(
@@ -432,66 +433,6 @@ class Recommender:
             predicted = self.model.predictors[head].link(own[chosen >= 0].numpy())
             table.insert(3, "rating" if head == "rating" else "probability", predicted)
         return table
-
-
-def _check_length(n: int) -> None:
-    if not _whole(n, 1):
-        raise ConfigError(f"n: found {n!r}; allowed: 1 or more. Ask for at least one item.")
-
-
-def _whole(value: object, least: int) -> bool:
-    """Whether the value is a whole number, at least so large."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and int(cast(int, value)) >= least
-
-
-def _texts(name: str, ids: Iterable[str]) -> list[str]:
-    """The ids as a list.
-
-    Raises:
-        ConfigError: they are none; one id alone would be read letter by letter.
-    """
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
-        mend = f"Write [{ids!r}]." if isinstance(ids, str) else "Pass one."
-        raise ConfigError(f"{name}: found {ids!r}; allowed: a list of ids. {mend}")
-    return list(ids)
-
-
-def head_of(repeats: str) -> Head:
-    """The head that ranks lists that treat repeats so.
-
-    Raises:
-        ConfigError: `repeats` is none of the three.
-    """
-    if repeats not in ("exclude", "allow", "only"):
-        raise ConfigError(
-            f"repeats: found {repeats!r}; allowed: exclude, allow, only. Pass one of them."
-        )
-    return "new" if repeats == "exclude" else "all"
-
-
-def task_head(bundle: Bundle, task: str, repeats: str) -> Head:
-    """The bundle's head for a task: of "rank" the one for lists that treat repeats so.
-
-    Raises:
-        ConfigError: `repeats` or `task` is none of the allowed ones.
-        ModelError: the bundle has no head for the task.
-    """
-    ranks = head_of(repeats)
-    if task == "rank":
-        return ranks
-    there = ", ".join(("rank", *bundle.model.predictors))
-    for head in TASKS:
-        if head == task and head in bundle.model.predictors:
-            return head
-        if head == task:
-            reason = bundle.facts.get("tasks_left_out", {}).get(head, "it was trained without")
-            raise ModelError(
-                f"task: found {task!r}, which this bundle has no head for ({reason}); allowed: "
-                f"{there}. {mend_of(reason)}"
-            )
-    allowed = ", ".join(("rank", *TASKS))
-    raise ConfigError(f"task: found {task!r}; allowed: {allowed}. Pass one of them.")
 
 
 def _table(

@@ -21,8 +21,9 @@ from kgrank.fusion.next_items import NextItems, NextItemTask, Rows
 from kgrank.fusion.queries import Queries
 from kgrank.fusion.settings import FitSettings
 from kgrank.fusion.training import valid_queries
+from kgrank.kg import gnn
 from kgrank.kg.building import GraphSettings
-from kgrank.kg.gnn import GraphInput, graph_encoder
+from kgrank.kg.gnn import GraphInput, LightEncoder, graph_encoder
 from kgrank.kg.graph import KnowledgeGraph
 from kgrank.kg.tables import checked_tables
 from kgrank.kg.vocabulary import Vocabulary
@@ -96,6 +97,27 @@ def test_text_vectors_are_heard_as_far_as_they_are_told(even_events: pd.DataFram
 
     assert cosine(0.0) == pytest.approx(0.0, abs=1e-3)
     assert 0.0 < cosine(0.2) < cosine(1.0)
+
+
+def test_the_seed_of_a_training_draws_what_its_epochs_walk(
+    even_events: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gnn, "WALKED_EDGES", 2)
+    monkeypatch.setattr(gnn, "FANOUT", 1)
+    task = task_of(*world(even_events), hops=1)
+    encoder = task.module.encoder
+    assert isinstance(encoder, LightEncoder)
+
+    def walked() -> list[int]:
+        return [int(item) for edges in encoder._behaviours for item in edges.forward.columns]
+
+    task.batches(3)
+    of_seed_0 = walked()
+    encoder.draw(3, seed=0)
+    assert walked() == of_seed_0
+    task.seed = 1
+    task.batches(3)
+    assert walked() != of_seed_0
 
 
 def test_a_checkpoint_is_taken_with_the_facts_start_and_queries_it_began_with_alone(

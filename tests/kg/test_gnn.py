@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -10,11 +11,14 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from torch_geometric.data import HeteroData
 
+from kgrank.errors import ConfigError, ModelError
 from kgrank.kg import gnn
 from kgrank.kg.entities import entity_vectors
 from kgrank.kg.gnn import EncoderName, GraphInput, LightEncoder, graph_encoder, type_starts
 from kgrank.kg.graph import KnowledgeGraph
+from kgrank.kg.message_passing import MessageEncoder
 from kgrank.kg.tables import checked_tables
 
 
@@ -99,17 +103,109 @@ def test_every_part_is_learned_and_vectors_have_length_one(
         assert any(p.grad is not None and bool(p.grad.any()) for p in encoder.layers.parameters())
 
 
+@pytest.mark.parametrize("name", get_args(EncoderName))
+@pytest.mark.parametrize("dim", [1, 7])
+def test_any_length_of_vectors_will_do(graph: GraphInput, name: EncoderName, dim: int) -> None:
+    sources, targets = graph_encoder(name, graph, dim, 1)()
+    (sources.sum() + targets.sum()).backward()
+    assert sources.shape == targets.shape == (4, dim)
+
+
+@pytest.mark.filterwarnings("ignore:There exist type names:UserWarning")  # `__` in HeteroData
+@pytest.mark.parametrize("name", get_args(EncoderName))
+def test_columns_and_events_may_have_any_name(name: EncoderName) -> None:
+    """The names that torch's modules have for themselves, and two whose reverse are alike."""
+    columns = ("type", "keys", "values", "half", "training", "spec.color", "__x__y", "Größe")
+    items = pd.DataFrame({"item_id": list("abcd"), "title": "", "description": ""})
+    items = items.assign(**{column: ["p", "p", "q", "q"] for column in columns})
+    events = pd.DataFrame({"user_id": ["u"] * 4, "item_id": list("abcd"), "event": "view"})
+    triples = pd.DataFrame(
+        {
+            "head": ["a", "b", "c", "d"],
+            "relation": ["near", "near", "rev_near", "rev_near"],
+            "tail": ["c", "c", "a", "a"],
+        }
+    )
+    tables = checked_tables({"events": events, "items": items, "triples": triples})
+    data = KnowledgeGraph.from_tables(tables).to_pyg()
+    kinds = ("add.to cart", "rev_view", "view")
+    behaviours = {kind: sp.csr_matrix(np.ones((1, 4), np.float32)) for kind in kinds}
+    graph = GraphInput.of(data, behaviours, sp.csr_matrix((4, 0), dtype=np.float32))
+    encoder = graph_encoder(name, graph, 8, 1)
+    sources, _ = encoder()
+    sources.sum().backward()
+    found = entity_vectors(encoder, graph).ids
+    assert {f"{column}:{value}" for column in columns for value in "pq"} <= set(found)
+    if isinstance(encoder, MessageEncoder):  # 8 attributes, 2 relations, 3 behaviours, both ways
+        assert len(encoder._edges) == 2 * (8 + 2 + 3)
+
+
+def test_a_name_of_no_encoder_is_refused(graph: GraphInput) -> None:
+    with pytest.raises(ConfigError, match="'ligth'; allowed: light, rgcn, gatv2, hgt"):
+        graph_encoder("ligth", graph, 8, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", get_args(EncoderName))
+def test_steps_over_no_behaviours_are_refused(graph: GraphInput, name: EncoderName) -> None:
+    alone = replace(graph, behaviours={})
+    with pytest.raises(ModelError, match="found no behaviours; allowed: one kind of event"):
+        graph_encoder(name, alone, 8, 1)
+    assert LightEncoder(alone, 8, hops=0)()[0].shape == (4, 8)
+
+
+def test_behaviours_and_words_are_of_the_graphs_items(graph: GraphInput) -> None:
+    words = sp.csr_matrix((4, 0), dtype=np.float32)
+    narrow = {"click": sp.csr_matrix((2, 3), dtype=np.float32)}
+    with pytest.raises(ModelError, match="found 3 columns of 'click'; allowed: 4"):
+        GraphInput.of(graph.data, narrow, words)
+    with pytest.raises(ModelError, match="found 3 rows of words; allowed: 4"):
+        GraphInput.of(graph.data, graph.behaviours, words[:3])
+    users = {**graph.behaviours, "buy": sp.csr_matrix((5, 4), dtype=np.float32)}
+    with pytest.raises(ModelError, match="behaviours of 2 and 5 users"):
+        GraphInput.of(graph.data, users, words)
+
+
 def test_an_epoch_of_a_large_graph_walks_a_sample_and_the_end_all(
     graph: GraphInput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch.manual_seed(0)
+    small = LightEncoder(graph, 8, hops=1)
+    whole = small.brought()
+    small.draw(0)
+    assert torch.equal(small.brought(), whole)  # few events: all of them, always
     monkeypatch.setattr(gnn, "WALKED_EDGES", 2)
     monkeypatch.setattr(gnn, "FANOUT", 1)
+    torch.manual_seed(0)
     encoder = LightEncoder(graph, 8, hops=1)
-    whole = encoder.brought()
+    assert not encoder._behaviours  # nothing is built before it is walked
     encoder.draw(0)
     assert len(encoder._behaviours[0].forward.columns) == 2  # one event of each user
     encoder.draw(None)
     assert torch.equal(encoder.brought(), whole)
+
+
+def test_what_an_epoch_walks_is_drawn_from_the_seed_the_epoch_and_the_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """200 users met all of 20 items in two kinds: each row's two events weigh 20 / 2 times more."""
+    monkeypatch.setattr(gnn, "WALKED_EDGES", 2)
+    monkeypatch.setattr(gnn, "FANOUT", 2)
+    data = HeteroData()
+    data["item"].num_nodes = 20
+    met = sp.csr_matrix(np.full((200, 20), 3.0, np.float32))
+    words = sp.csr_matrix((20, 0), dtype=np.float32)
+    encoder = LightEncoder(GraphInput.of(data, {"a": met, "b": met}, words), 8, hops=1)
+
+    def drawn(epoch: int, seed: int) -> list[list[int]]:
+        encoder.draw(epoch, seed)
+        return [edges.forward.columns.tolist() for edges in encoder._behaviours]
+
+    first = drawn(0, 7)
+    assert drawn(0, 7) == first
+    assert first[0] != first[1]
+    assert drawn(1, 7) != first != drawn(0, 8)
+    weights = encoder._behaviours[0].forward.weights
+    assert weights.numpy() == pytest.approx(np.full(400, 10 / np.sqrt(200 * 20)))
 
 
 # Vectors of entities
@@ -168,8 +264,9 @@ def test_entities_of_the_other_encoders_are_what_they_start_from(
     encoder = graph_encoder(name, graph, 8, 1)
     found = entity_vectors(encoder, graph)
     assert sorted(found.ids) == ["brand:acme", "colour:red"]
-    red = graph.data["colour"].node_id.index("colour:red")
-    table = dict(encoder.named_parameters())["tables.colour"].detach().numpy()
+    [red] = np.flatnonzero(graph.data["colour"].node_id == "colour:red")
+    assert isinstance(encoder, MessageEncoder)
+    table = encoder.table("colour").detach().numpy()
     assert found.values[found.ids.index("colour:red")].tolist() == table[red].tolist()
 
 

@@ -53,7 +53,7 @@ def test_the_graph_of_a_bundle_is_its_own(tiny_bundle: Bundle, tmp_path: Path) -
     told = answer("graph", "export", models, "--to", "pyg", "--out", tmp_path / "pyg")
     assert told["fingerprint"] == tiny_bundle.graph.fingerprint()
     data = load_pyg(tmp_path / "pyg")
-    assert data["user"].node_id == tiny_bundle.graph.users.array.to_pylist()
+    assert data["user"].node_id.tolist() == tiny_bundle.graph.users.array.to_pylist()
     assert {tail for _, _, tail in data.edge_types} >= {"item", "brand"}
 
 
