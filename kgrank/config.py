@@ -103,13 +103,13 @@ def read_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Con
 
 
 def sound_config(source: str | Path) -> tuple[Config | None, list[str]]:
-    """The sections of a configuration that are sound, and what is wrong with the others.
+    """What is sound of a configuration, and what is wrong with the rest.
 
     Args:
         source: as of `read_config`.
 
     Returns:
-        The configuration with the defaults in place of sections at fault; None where it cannot be
+        The configuration with the defaults in place of settings at fault; None where it cannot be
         told from it where the tables lie. And a line for each fault.
 
     Raises:
@@ -122,15 +122,26 @@ def sound_config(source: str | Path) -> tuple[Config | None, list[str]]:
         values = _read(path) if path else {}
     except ConfigError as error:
         return None, [str(error)]
-    sound, faults = dict(values), []
+    sound: dict[str, Any] = {}
+    faults: list[str] = []
+    located = True
     for name, section in values.items():
-        try:
-            Config.from_dict({name: section}, str(path))
-        except ConfigError as error:
-            del sound[name]
-            faults += str(error).split("\n")
-    located = all(name in sound for name in ("tables", "neo4j") if name in values)
+        found = _faults({name: section}, path)
+        if not found:
+            sound[name] = section
+        elif name in Config.model_fields and isinstance(section, Mapping):
+            sound[name] = {k: v for k, v in section.items() if not _faults({name: {k: v}}, path)}
+        located &= not found or name not in ("tables", "neo4j")
+        faults += found
     return Config.from_dict(sound, str(path)) if located else None, faults
+
+
+def _faults(values: Mapping[str, Any], path: Path | None) -> list[str]:
+    try:
+        Config.from_dict(values, str(path))
+    except ConfigError as error:
+        return str(error).split("\n")
+    return []
 
 
 def read_source(

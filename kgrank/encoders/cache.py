@@ -115,19 +115,18 @@ class KeptVectors:
             for number, rows in zip(numbers, np.split(order, first[1:]), strict=True):
                 if number >= 0:
                     path, begins = self.files[number]
-                    block[rows] = np.memmap(
-                        path, np.float32, "r", begins, (int(row[rows].max()) + 1, self.dim)
-                    )[row[rows]]
+                    shape = int(row[rows].max()) + 1, self.dim
+                    block[rows] = np.memmap(path, np.float32, "r", begins, shape)[row[rows]]
             yield block
 
     def all(self) -> npt.NDArray[np.float32]:
-        """All vectors, (n, dim) float32."""
-        vectors = np.empty((len(self), self.dim), np.float32)
-        start = 0
-        for block in self.blocks(max(1, _BLOCK_ROWS // 16)):
-            vectors[start : start + len(block)] = block
-            start += len(block)
-        return vectors
+        """All vectors, (n, dim) float32; raises as `blocks`."""
+        return next(self.blocks(len(self)), np.zeros((0, self.dim), np.float32))
+
+    def without(self, which: npt.NDArray[np.bool_]) -> KeptVectors:
+        """The same, but that the vectors of some contents, (n) bool, are zero."""
+        part = np.where(which, np.int32(-1), self.part)
+        return replace(self, part=part, cut=self.cut & ~which, zero=self.zero | which)
 
 
 @dataclass(frozen=True)
@@ -290,8 +289,7 @@ def keep_encoded(
     kept, encoded = cache.complete(
         encoder.fingerprint, keys, encoder.dim, embed, progress, order=order[speaking[order]]
     )
-    silent = ~speaking  # older versions kept other vectors of some of these
-    kept.part[silent], kept.cut[silent], kept.zero[silent] = -1, False, True
+    kept = kept.without(~speaking)  # older versions kept other vectors of some of these
     kept = kept.take(np.array([number[text] for text in texts], dtype=np.int64))
     report = EncodeReport(
         encoded=encoded,
@@ -308,7 +306,11 @@ def encode_cached(
     cache: VectorCache,
     progress: Count | None = None,
 ) -> tuple[npt.NDArray[np.float32], EncodeReport]:
-    """As `keep_encoded`, with the vectors in memory: (n, dim) float32."""
+    """As `keep_encoded`, with the vectors in memory: (n, dim) float32.
+
+    Raises:
+        ModelError, OSError: as `keep_encoded`; or a part of the cache was removed meanwhile.
+    """
     kept, report = keep_encoded(encoder, texts, cache, progress)
     return kept.all(), report
 

@@ -71,7 +71,8 @@ def embed_items(
     Raises:
         ConfigError: a field is no column of items.
         ModelError: the settings name no encoder, or it cannot be loaded.
-        OSError: the file or the cache cannot be written.
+        OSError: the file or the cache cannot be written, or part of the cache was removed while
+            texts were encoded: what the next run finds there it need not encode again.
     """
     settings, begun = settings or TextSettings(), time.monotonic()
     texts = item_texts(items, settings)

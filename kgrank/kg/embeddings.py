@@ -23,7 +23,7 @@ have such a name with the number of the next generation. Other files in the fold
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,7 @@ class EmbeddingStore:
             StoreError: there is something already, or another process is writing there.
             OSError: the folder cannot be written to.
         """
-        size = None if dim is None else whole(dim)
+        size = None if dim is None else whole(dim) or 0
         if size is not None and not 1 <= size <= MAX_DIM:
             raise ConfigError(f"dim: found {dim!r}; allowed: 1 to {MAX_DIM:,}. Correct it.")
         path = Path(path)
@@ -278,6 +278,8 @@ class EmbeddingStore:
             StoreError: another process is writing, or a file is damaged.
             OSError: the disk is full or the like; the newest generation stays.
         """
+        if isinstance(ids, Set):  # in what order they go does not matter
+            ids = sorted(ids, key=str)
         array = Vocabulary.from_ids(ids).array
         with self._writing() as store:
             known = store._group(group)
@@ -360,7 +362,7 @@ class EmbeddingStore:
         """
         from kgrank.kg.nearest import nearest  # and torch with it
 
-        if (length := whole(n)) < 1:
+        if (length := whole(n) or 0) < 1:
             mend = "Ask for at least one."
             raise ConfigError(f"n: found {n!r}; allowed: a whole number, 1 or more. {mend}")
         known = self._group(group)

@@ -241,7 +241,7 @@ def _told(about: Mapping[str, Any]) -> tuple[list[tuple[str, bool]], list[str]]:
     relations, attributes = about.get("relations", ()), about.get("attributes", ())
     try:
         keys = [(name, behaviour) for name, behaviour in relations]
-        fits = all(isinstance(n, str) and isinstance(b, (bool, np.bool_)) for n, b in keys)
+        fits = all(isinstance(n, str) and b in (False, True) for n, b in keys)
     except (TypeError, ValueError):
         fits = False
     for name, value, right, allowed in (

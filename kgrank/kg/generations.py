@@ -109,14 +109,19 @@ def _open_groups(path: Path, manifest: Manifest, known: Mapping[str, Group]) -> 
 
 
 def remove_unlisted(path: Path, manifest: Manifest) -> None:
-    """Remove what the generation before had, and what a killed writer began; others' files stay."""
-    begun = re.compile(rf"[a-z][a-z0-9_]*-{manifest.generation + 1}\.(safetensors|faiss)")
+    """Remove what the generation before had, and what a killed writer began; others' files stay.
+
+    Format 2 does not say what the generation before had: there all that has the name of such a
+    file and is not of this generation goes, once, before the store is of format 3.
+    """
+    number = manifest.generation + 1 if manifest.format == FORMATS[-1] else "[0-9]+"
+    begun = re.compile(rf"[a-z][a-z0-9_]*-{number}\.(safetensors|faiss)")
     unlisted = [
         file
         for file in path.iterdir()
         if (
             file.name in manifest.former
-            or begun.fullmatch(file.name)
+            or (begun.fullmatch(file.name) and file.name not in manifest.files)
             or UNFINISHED.fullmatch(file.name)
         )
         and file.is_file()

@@ -98,7 +98,7 @@ def from_pyg(data: HeteroData) -> KnowledgeGraph:
             _refuse(store.where, "node_id", found, "one for each node", "Mend num_nodes.")
         starts[kind], sizes[kind] = len(nodes), len(ids)
         labels = store.texts("name", ids, "Leave name out where a node goes by its id.")
-        nodes += [(kind, id_, label or id_) for id_, label in zip(ids, labels, strict=True)]
+        nodes += [(kind, id_, label) for id_, label in zip(ids, labels, strict=True)]
         numbers.append(store.numbers("node_number", len(ids), None))
     parts = []
     for kind in data.edge_types:

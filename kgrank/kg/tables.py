@@ -63,7 +63,8 @@ class _Frame:
 class Tables:
     """The validated tables of a shop. Ids are strings, kept to the letter.
 
-    What is written to a table that was taken from here changes that copy alone.
+    What is written to a table that was taken from here changes that copy alone (but for what is
+    written into its arrays, `table["x"].array[0] = …`, of which pandas takes no copy).
 
     An attribute column is text, or float64 where the file itself says that it holds numbers
     (Parquet, JSON). CSV cannot say so: there `007` may be a code, and stays text.

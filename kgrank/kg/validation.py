@@ -43,6 +43,7 @@ ISO_8601 = (
     "follow after T or a space, and the time a zone Z or ±HH:MM (without one: UTC)"
 )
 """The forms of ISO 8601 that are read as times."""
+_NOTHING = float(np.finfo(np.float32).smallest_subnormal) / 2.0  # what float32 rounds to 0
 _YEAR_1990 = 631_152_000.0
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?$|^[+-]?inf(inity)?$"
 
@@ -245,8 +246,8 @@ _WHOLE = Rule(
 )
 _POSITIVE = Rule(
     "positive",
-    lambda values: ~(values <= 0),
-    "a number above 0",
+    lambda values: ~(values <= _NOTHING),
+    "a number above 0 (from 1.4e-45 on, in single precision)",
     "Drop the row when it says nothing; leave the weight empty for 1.",
 )
 _KNOWN_SPLIT = Rule(

@@ -64,9 +64,9 @@ def checked_pair(name: str, content: Any, dim: int | None) -> tuple[Any, Vectors
     return ids, vectors
 
 
-def whole(number: object) -> int:
-    """A whole number of Python or numpy, as an int; 0 for anything else (True is none)."""
-    return int(number) if isinstance(number, Integral) and not isinstance(number, bool) else 0
+def whole(number: object) -> int | None:
+    """A whole number of Python or numpy, as an int; None for anything else (True is none)."""
+    return int(number) if isinstance(number, Integral) and not isinstance(number, bool) else None
 
 
 def checked_shape(shape: tuple[int, ...], n: int | None, dim: int | None) -> int:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
-
-import numpy as np
 
 from kgrank.errors import ConfigError, ModelError
 from kgrank.fusion.model import Head
 from kgrank.fusion.tasks import TASKS, mend_of
+from kgrank.kg.vectors import whole
 from kgrank.serving.bundle import Bundle
 
 
 def check_length(n: int) -> None:
     """Raises ConfigError unless n is the length of a list."""
-    if not whole(n, 1):
-        raise ConfigError(f"n: found {n!r}; allowed: 1 or more. Ask for at least one item.")
+    if (whole(n) or 0) < 1:
+        mend = "Ask for at least one item."
+        raise ConfigError(f"n: found {n!r}; allowed: a whole number, 1 or more. {mend}")
 
 
-def whole(value: object, least: int) -> bool:
-    """Whether the value is a whole number, at least so large."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and int(cast(int, value)) >= least
+def check_paths(n: int) -> None:
+    """Raises ConfigError unless so many paths may be asked for."""
+    if whole(n) is None or n < 0:
+        mend = "Ask for none or some."
+        raise ConfigError(f"max_paths: found {n!r}; allowed: a whole number, 0 or more. {mend}")
 
 
 def id_list(name: str, ids: Iterable[str]) -> list[str]:
@@ -43,13 +43,16 @@ def event_pairs(history: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     Raises:
         ConfigError: something among them is no such pair.
     """
-    pairs = [history] if isinstance(history, str) else list(history)
-    for pair in pairs:
-        if not (isinstance(pair, tuple | list) and [type(part) for part in pair] == [str, str]):
+    listed = isinstance(history, Iterable) and not isinstance(history, str)
+    pairs = []
+    for pair in history if listed else [history]:
+        parts = [] if isinstance(pair, str) or not isinstance(pair, Iterable) else [*pair]
+        if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
             raise ConfigError(
                 f"history: found {pair!r}; allowed: pairs of an item's id and a kind of event, "
                 'such as ("090", "purchase"). Write each event so.'
             )
+        pairs.append((str(parts[0]), str(parts[1])))
     return pairs
 
 

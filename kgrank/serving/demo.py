@@ -106,7 +106,7 @@ def run_demo(shop: str, out: Path, progress: Progress = silent) -> Path:
         raise ConfigError(f"shop: found {shop!r}; allowed: {', '.join(SHOPS)}. Pass one of them.")
     out.mkdir(parents=True, exist_ok=True)
     rankings = out / "rankings"
-    job_in(rankings)  # refuses what is no such job, since the folder is emptied below
+    job_in(rankings)  # refuses what is no such job, since the folder is removed below
     stages = _Stages()
     with stages("import and validate"):
         progress("importing", 0, 1)
@@ -122,7 +122,8 @@ def run_demo(shop: str, out: Path, progress: Progress = silent) -> Path:
         everything = evaluate_bundle(recommender.bundle, repeats="allow", progress=progress)
         fresh = evaluate_bundle(recommender.bundle, relevant="new", progress=progress)
     with stages("rank for every " + SHOPS[shop].user):
-        shutil.rmtree(rankings, ignore_errors=True)
+        if rankings.exists():
+            shutil.rmtree(rankings)
         rank_users(recommender, rankings, user_ids=None, repeats="allow", progress=progress)
     with stages("explain"):
         examples = _examples(recommender, SHOPS[shop].seed_users)

@@ -243,22 +243,25 @@ def _refit(
 ) -> Bundle:
     config = bundle.config
     pictures = () if config.image.model is None else (config.image.column,)
-    texts = config.text.fields  # stay texts, and are no facts
-    changed = tables.without_graph(keep=(*pictures, *texts))
+    kept = (*pictures, *config.text.fields)  # what is read as a picture or a text stays
     if variant == "shuffled":
-        changed = tables.with_shuffled_graph(config.fit.seed, keep=pictures)
-    if variant == "none":
-        kg = config.kg.model_copy(update={"bins": {}, "categorical": (), "ignore": texts})
-        config = config.model_copy(update={"kg": kg})
+        changed = tables.with_shuffled_graph(config.fit.seed, keep=kept)
+    else:
+        changed = tables.without_graph(keep=kept)
+        update = {"bins": {}, "categorical": (), "ignore": config.text.fields}  # and is no fact
+        config = config.model_copy(update={"kg": config.kg.model_copy(update=update)})
     return _trained(bundle, changed, config, cache, progress)
 
 
 def _trained(
     bundle: Bundle, tables: Tables, config: Config, cache: Path | None, progress: Progress
 ) -> Bundle:
-    """Another fit of the bundle's tables, split as the bundle's were and with its cuts."""
+    """Another fit of the bundle's tables, with its cuts and its rules.
+
+    Rules change no score, and may name facts that such tables have not.
+    """
     split = replace(tables, events=bundle.cuts.apply(tables.events))
-    fitted = train(split, config, cache=cache, progress=progress)
+    fitted = train(split, config, cache=cache, progress=progress, rules=bundle.rules)
     return replace(fitted, cuts=bundle.cuts)
 
 

@@ -325,8 +325,10 @@ def job_in(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     Raises:
         ConfigError: the folder holds something else than such a job.
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: found a file; allowed: a folder. {_MEND}")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
-    if not out.exists() or not names - {_MANIFEST + _TEMPORARY}:
+    if not names - {_MANIFEST + _TEMPORARY}:
         return {}, []  # it was killed before the first manifest, or never begun
     if _MANIFEST not in names:
         raise ConfigError(f"{out}: found no {_MANIFEST}; allowed: the folder of a job. {_MEND}")

@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 
 from kgrank.devices import choose_device
-from kgrank.errors import ConfigError
 from kgrank.fusion.history import Histories, Spans
 from kgrank.fusion.model import FusedModel, Head, Repeats, Task
 from kgrank.kg.embeddings import EmbeddingStore
@@ -23,11 +22,11 @@ from kgrank.kg.vocabulary import Vocabulary, string_array
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.checks import (
     check_length,
+    check_paths,
     event_pairs,
     head_of,
     id_list,
     task_head,
-    whole,
 )
 from kgrank.serving.effects import with_rules
 from kgrank.serving.explaining import Explainer
@@ -255,8 +254,7 @@ class Recommender:
             UnknownIdError: the user or the item is unknown.
             ConfigError, ModelError: as in `recommend`.
         """
-        if not whole(max_paths, 0):
-            raise ConfigError(f"max_paths: found {max_paths!r}; allowed: 0 or more.")
+        check_paths(max_paths)
         head: Head | None = None
         if task != "rank" or repeats is not None:
             head = task_head(self.bundle, task, repeats or "exclude")

@@ -36,6 +36,7 @@ from kgrank.processes import joined
 from kgrank.progress import Progress, silent
 from kgrank.serving.bundle import Bundle
 from kgrank.serving.conditions import checked_rules
+from kgrank.serving.rules import Rules
 from kgrank.settings import check_columns
 
 PICTURES_AN_AXIS = 4  # distinct pictures that a whitened axis of their vectors takes
@@ -259,6 +260,7 @@ def train(
     checkpoints: Path | None = None,
     resume: bool = False,
     sinks: Sequence[Sink] = (),
+    rules: Rules | None = None,
 ) -> Bundle:
     """Fit a bundle on the train and valid rows of the tables. Test rows are never read.
 
@@ -276,6 +278,7 @@ def train(
         resume: go on from the checkpoint in that folder, if it is of the same data and settings;
             else begin anew and say so (a warning is logged).
         sinks: where the figures of training go (`kgrank.loop.Sink`).
+        rules: the shop's, as they are; those that lie beside the tables if None.
 
     Raises:
         ModelError: there is nothing to fit on, an encoder cannot be loaded, training
@@ -289,7 +292,8 @@ def train(
     device = choose_device(device)
     with joined(device):
         prepared = prepare(tables, config, folder, progress)
-        rules = checked_rules(tables, config, prepared.graph, prepared.items, prepared.users)
+        if rules is None:
+            rules = checked_rules(tables, config, prepared.graph, prepared.items, prepared.users)
         learner = None
         if config.kg.encoder != "none":
             learner = Learner(

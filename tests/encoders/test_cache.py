@@ -133,6 +133,7 @@ def test_vectors_come_in_blocks_whatever_part_they_are_in(
     texts = [f"red {'lamp ' * (n % 7)}" for n in range(10)] + ["", "blue"]
     kept, _ = keep_encoded(encoder, texts, VectorCache(tmp_path, part_rows=3))
     assert len(parts(tmp_path)) == 3
+    assert_allclose(kept.all(), encoder.encode(texts), atol=1e-6)
     blocks = list(kept.blocks(5))
     assert [len(block) for block in blocks] == [5, 5, 2]
     assert_allclose(np.concatenate(blocks), encoder.encode(texts), atol=1e-6)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kgrank.config import Config, read_config
+from kgrank.config import Config, read_config, sound_config
 from kgrank.errors import ConfigError
 from kgrank.kg.tables import TablesSettings
 
@@ -170,6 +170,20 @@ def test_every_fault_of_a_file_is_told_at_once(tmp_path):
         "shrinkage. Is 'model' meant?",
         f"{path}: fit: found 3; allowed: a section. Correct it.",
     ]
+
+
+def test_what_is_sound_of_a_file_at_fault_holds(tmp_path):
+    """So that tables are judged by what their shop means, not by defaults."""
+    path = tmp_path / "kgrank.toml"
+    path.write_text('[kg]\nignore = ["sku"]\ndimm = 3\n[fit]\nneighbors = 7\n[kgg]\na = 1\n')
+    config, faults = sound_config(path)
+    assert (config.kg.ignore, config.fit.neighbors) == (("sku",), 7)
+    assert [fault.partition("; ")[0] for fault in faults] == [
+        f"{path}: found 'dimm' = 3 in [kg]",
+        f"{path}: found 'kgg' = {{\"a\": 1}}",
+    ]
+    path.write_text('[tables]\nitem = "things.csv"\n')
+    assert sound_config(path)[0] is None
 
 
 def test_broken_toml_is_told_with_its_line(tmp_path):

@@ -213,8 +213,13 @@ def test_a_store_of_the_format_before_is_read_and_written_to(store, folder):
         del segment["sum"]
     content = json.dumps({**manifest, "format": 2}).encode()
     (folder / "manifest").write_bytes(content + f"\n{sha256(content).hexdigest()}\n".encode())
+    left = folder / "item-1.faiss"  # by a writer of that format, killed before it was removed
+    left.write_bytes(b"of a user who is erased")
+    mine = folder / "item-1.safetensors.bak"
+    mine.write_bytes(b"mine")
     old = EmbeddingStore.open(folder)
     new = old.write("item", ["e"], rows(5))
+    assert (left.exists(), mine.exists()) == (False, True)
     assert new.ids("item").tolist() == [*old.ids("item"), "e"] == ["a", "b", "d", "e"]
     assert json.loads((folder / "manifest").read_bytes().splitlines()[0])["format"] == 3
 

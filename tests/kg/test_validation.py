@@ -79,8 +79,8 @@ def test_a_sound_shop_has_no_faults(tmp_path):
         ({"events_csv": events("position", 0, 1.5)}, ("events.csv", 2, "position", 1), "'1.5'"),
         ({"events_csv": events("position", 0, "")}, ("events.csv", 2, "position", 1), "nothing"),
         (
-            {"triples_csv": "head,relation,tail,weight\na,r,x,1\na,r,y,0\na,r,z,-2\n"},
-            ("triples.csv", 2, "weight", 2),
+            {"triples_csv": "head,relation,tail,weight\na,r,x,1\na,r,y,0\na,r,z,-2\na,r,w,1e-50\n"},
+            ("triples.csv", 2, "weight", 3),
             "'0'",
         ),
         (

@@ -83,6 +83,26 @@ def test_other_graphs_are_judged_on_the_same_rows(bundles: dict[str, Bundle], cu
     assert alone["baselines"] == result["baselines"] == plain["baselines"]
 
 
+def test_rules_about_facts_do_not_hinder_a_fit_without_them(tmp_path: Path) -> None:
+    """Rules change no score that is measured; the brand they name is not in the other tables."""
+    folder = shop(tmp_path, rows("time"))
+    rule = '[[rule]]\nname = "No Alder"\naction = "exclude"\nitems.brand = "Alder"\n'
+    (folder / "rules.toml").write_text(rule, "utf-8")
+    found = evaluate_bundle(fitted(folder), graph="none")
+    assert found["queries"] == N_USERS
+
+
+def test_what_is_read_as_a_text_stays_in_every_graph(tmp_path: Path) -> None:
+    """So the graphs differ in facts alone: where the only fact is a text, they do not differ."""
+    config = Config.from_dict(
+        {**QUICK, "text": {"model": "none", "fields": ["brand"]}, "kg": {"encoder": "none"}},
+        "the tests",
+    )
+    bundle = train(read_tables(shop(tmp_path, rows("time"))), config)
+    found = evaluate_bundle(bundle, graph="all")["graph"]
+    assert found["shuffled"] == found["true"]
+
+
 @CUTS
 def test_a_fit_with_another_seed_can_be_evaluated(
     bundles: dict[str, Bundle], cut: str, tmp_path: Path

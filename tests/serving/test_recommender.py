@@ -257,13 +257,17 @@ def test_a_message_says_whose_id_is_unknown(recommender: Recommender) -> None:
         (lambda rec: rec.recommend(["u-ada"], candidates="090"), "candidates: found '090'"),
         (lambda rec: rec.rank("u-ada", "090"), "item_ids: found '090'"),
         (lambda rec: rec.similar_items("090"), "item_ids: found '090'"),
-        (lambda rec: rec.recommend(["u-ada"], n=2.5), "n: found 2.5; allowed: 1 or more"),
+        (
+            lambda rec: rec.recommend(["u-ada"], n=2.5),
+            "n: found 2.5; allowed: a whole number, 1 or more",
+        ),
         (lambda rec: rec.recommend(["u-ada"], n="3"), "n: found '3'"),
         (lambda rec: rec.recommend(["u-ada"], n=True), "n: found True"),
         (lambda rec: rec.recommend(["u-ada"], n=0), "n: found 0"),
         (lambda rec: rec.explain("u-ada", "090", max_paths=-1), "max_paths: found -1"),
         (lambda rec: rec.explain("u-ada", "090", max_paths="x"), "max_paths: found 'x'"),
         (lambda rec: rec.recommend_history(["090"]), "history: found '090'; allowed: pairs"),
+        (lambda rec: rec.recommend_history(None), "history: found None"),
         (lambda rec: rec.recommend_history([("090", "view", 1)]), r"history: found \('090'"),
         (lambda rec: rec.recommend_history([("090", None)]), r"history: found \('090', None\)"),
     ],
@@ -273,6 +277,15 @@ def test_what_is_no_list_or_number_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         call(recommender)
+
+
+def test_texts_of_numpy_and_rows_of_tables_are_events(recommender: Recommender) -> None:
+    plain = recommender.recommend_history([("090", "view"), ("alta-tent", "purchase")])
+    for given in (
+        [(np.str_("090"), "view"), ["alta-tent", np.str_("purchase")]],
+        np.array([["090", "view"], ["alta-tent", "purchase"]], dtype=object),
+    ):
+        pd.testing.assert_frame_equal(recommender.recommend_history(given), plain)
 
 
 def test_ids_may_come_one_after_the_other(recommender: Recommender, active: list[str]) -> None:

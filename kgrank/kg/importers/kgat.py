@@ -20,10 +20,9 @@ def read(source: Path) -> dict[str, RawTable]:
     """Events, items, triples and, where `entity_list.txt` names them, entities.
 
     The published split stays: train and test, no valid, which `kgrank.kg.splits.split_events` cuts
-    off train. `position` counts a user's items in the
-    order of the files. Relation r is `relation_<r>`, entity n `entity_<n>`. Items keep their
-    numbers as ids; with `item_list.txt` they have their original ids (`org_id`) instead. Triples
-    that stand there twice count once.
+    off train. `position` counts a user's items in the order of the files. Relation r is
+    `relation_<r>`, entity n `entity_<n>`. Items keep their numbers as ids; with `item_list.txt`
+    they have their original ids (`org_id`) instead. Triples that stand there twice count once.
 
     Raises:
         DataError: a file is missing, or a line is not of the format.
