@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from scipy.stats import bootstrap
 
 from kgrank.errors import ConfigError, DataError, Fault
+from kgrank.kg.vectors import whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,11 +206,11 @@ def evaluate(
 
 def _cut_offs(k: int | Sequence[int]) -> tuple[int, ...]:
     given: Any = np.atleast_1d(np.asarray(k, dtype=object))
-    whole = [isinstance(cut, (int, np.integer)) and not isinstance(cut, bool) for cut in given]
-    if not whole or not all(whole) or min(given) < 1:
+    cuts = tuple(whole(cut) or 0 for cut in given)
+    if not cuts or min(cuts) < 1:
         allowed = "whole numbers of at least 1, such as (10, 20)"
         raise ConfigError(f"k: found {k!r}; allowed: {allowed}. Pass one or more of them.")
-    return tuple(map(int, given))
+    return cuts
 
 
 def _need_numbers(values: pd.Series[Any], column: str) -> None:
